@@ -1,0 +1,75 @@
+"""gptlab: the whole life of a GPT-2-class language model on the machine you have.
+
+    import gptlab
+
+    run = gptlab.train("mini-gpt", "training.minutes=10", data=["my-book.txt"])
+    model = gptlab.open_model(run.folder)
+
+Importing this imports nothing heavy: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptlab.errors import GptlabError, UserError
+    from gptlab.evaluation.samples import complete
+    from gptlab.generation.sampling import Sampling
+    from gptlab.lab import prepare, train
+    from gptlab.model.gpt import GPT, GPTShape
+    from gptlab.report.report import write_report
+    from gptlab.run.open import OpenModel, open_model
+    from gptlab.run.run import Run
+    from gptlab.text.tokenizer import Tokenizer
+    from gptlab.training.recipe import Recipe, load_recipe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GPT": "model.gpt",
+    "GPTShape": "model.gpt",
+    "GptlabError": "errors",
+    "OpenModel": "run.open",
+    "Recipe": "training.recipe",
+    "Run": "run.run",
+    "Sampling": "generation.sampling",
+    "Tokenizer": "text.tokenizer",
+    "UserError": "errors",
+    "complete": "evaluation.samples",
+    "load_recipe": "training.recipe",
+    "open_model": "run.open",
+    "prepare": "lab",
+    "train": "lab",
+    "write_report": "report.report",
+}
+
+__all__ = [
+    "GPT",
+    "GPTShape",
+    "GptlabError",
+    "OpenModel",
+    "Recipe",
+    "Run",
+    "Sampling",
+    "Tokenizer",
+    "UserError",
+    "__version__",
+    "complete",
+    "load_recipe",
+    "open_model",
+    "prepare",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gptlab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

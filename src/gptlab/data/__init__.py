@@ -1,0 +1,1 @@
+"""Data: where text comes from, and how it becomes rows."""

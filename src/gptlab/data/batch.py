@@ -1,0 +1,138 @@
+"""Rows, batches, and which rows a step sees.
+
+A row is `(ids, targets)`: `targets[t]` is what position t should say, or IGNORE. Rows are padded on the
+right; under causal attention padding reaches no real position, so training needs no attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The target of a position that is not learned (the field's value, torch's default `ignore_index`)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step, or of one micro-batch of it.
+
+    tokens:    (rows, time) int64, padded on the right with 0
+    targets:   (rows, time) int64, IGNORE where nothing is learned
+    positions: (n,) int64, the flat indices of the supervised positions. They are found on the host, so
+               that the head can select them on a GPU without waiting for it.
+    rows:      (rows,) int64, which rows of the data these are
+    weight:    the number of items the objective's sums are over (here: supervised tokens)
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor
+    rows: Tensor
+    weight: float
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; asynchronous from pinned memory."""
+        if device.type == "cpu":
+            return self
+        tokens, targets, positions = (
+            t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+            for t in (self.tokens, self.targets, self.positions)
+        )
+        return Batch(tokens, targets, positions, self.rows, self.weight)
+
+    def split(self, micro_batch_size: int) -> Iterator[Batch]:
+        """Consecutive micro-batches of at most `micro_batch_size` rows, each cut to its own longest row."""
+        for start in range(0, len(self), micro_batch_size):
+            part = slice(start, start + micro_batch_size)
+            yield make_batch(self.tokens[part], self.targets[part], self.rows[part])
+
+
+def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor) -> Batch:
+    """A batch of (rows, time) tokens and targets whose weight is the supervised tokens.
+
+    Columns in which no row learns anything any more are cut off: causal attention never looks there.
+    """
+    supervised = targets != IGNORE
+    learned = supervised.any(dim=0).nonzero()
+    time = int(learned[-1]) + 1 if len(learned) else 1
+    tokens, targets, supervised = tokens[:, :time], targets[:, :time], supervised[:, :time]
+    positions = supervised.reshape(-1).nonzero().squeeze(1)
+    return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, float(len(positions)))
+
+
+def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], numbers: Sequence[int]) -> Batch:
+    """One batch of rows `(ids, targets)` of different lengths, padded on the right; `numbers` name them."""
+    time = max(len(ids) for ids, _ in rows)
+    tokens = np.zeros((len(rows), time), dtype=np.int64)
+    targets = np.full((len(rows), time), IGNORE, dtype=np.int64)
+    for r, (ids, wanted) in enumerate(rows):
+        tokens[r, : len(ids)] = ids
+        targets[r, : len(wanted)] = wanted
+    return make_batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.as_tensor(numbers, dtype=torch.int64))
+
+
+class Rows(Protocol):
+    """What training and validation read: rows that can be had by number.
+
+    `epoch` matters to a training corpus alone, whose windows are shifted anew in each epoch.
+    """
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
+        """The rows with these numbers, (n,) int64, as one batch on the host."""
+        ...
+
+
+def steps_per_epoch(n_rows: int, batch_size: int) -> int:
+    """Optimizer steps in an epoch; the last may be short."""
+    return -(-n_rows // batch_size)
+
+
+def rows_of_step(n_rows: int, batch_size: int, seed: int, step: int) -> tuple[int, np.ndarray]:
+    """Which rows step `step` (from 0) sees: a pure function of (seed, step), each row once an epoch.
+
+    Returns (epoch, row numbers (≤ batch_size,) int64). Nothing is kept in memory and nothing has to be
+    skipped when a run continues. The last step of an epoch may be short.
+    """
+    epoch, place = divmod(step, steps_per_epoch(n_rows, batch_size))
+    positions = np.arange(place * batch_size, min((place + 1) * batch_size, n_rows))
+    return epoch, permute(positions, n_rows, key=(seed << 20) ^ epoch)
+
+
+def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
+    """Where a keyed random permutation of 0…n-1 sends `positions`, without holding the permutation.
+
+    A balanced Feistel network of four rounds on 2b bits with 4**b ≥ n; a value that falls outside 0…n-1
+    is sent through again until it falls inside (cycle walking: Black & Rogaway, "Ciphers with arbitrary
+    finite domains", 2002), at most four times on average, since 4**b < 4n.
+    """
+    half_bits = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half_bits)) - 1)
+    round_keys = np.random.SeedSequence(key % 2**128).generate_state(4, np.uint64)
+    result = positions.astype(np.uint64)
+    outside = np.arange(len(result))
+    while len(outside):
+        values = result[outside]
+        left, right = values >> half_bits, values & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        result[outside] = (left << half_bits) | right
+        outside = outside[result[outside] >= n]
+    return result.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer: every input bit reaches every output bit (Steele et al., 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,285 @@
+"""The `[data]` section of a corpus, and its preparation: sources → a token file a split, in a cache.
+
+    corpus = prepare_corpus(settings, tokenizer)
+    rows = TrainingWindows(corpus.train, context=128, seed=1337)
+
+A prepared corpus is found again by its fingerprint (settings, sources, tokenizer, and the seed where a share is
+held out); nothing is ever prepared twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from filelock import FileLock, Timeout
+from pydantic import AfterValidator, Field, model_validator
+
+from gptlab.data.counts import SourceCounts, check_counts, warnings_about
+from gptlab.data.preparing import Preparation
+from gptlab.data.reading import Part, PrepareProgress, Reading, make_parts
+from gptlab.data.sources import SourceSettings
+from gptlab.data.splitting import SPLITS, Shares, Split
+from gptlab.data.token_file import VERSION, TokenFile
+from gptlab.data.token_writer import ContinueError
+from gptlab.errors import DataError, GptlabError
+from gptlab.settings import Section, plain
+from gptlab.text.tokenizer import Tokenizer
+
+WAIT_SECONDS = 0.4
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _distinct(sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+    names = [source.name for source in sources if source.name]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two sources are named {twice!r}: give each a name of its own")
+    return sources
+
+
+SourceList = Annotated[tuple[SourceSettings, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
+
+
+class SplitSettings(Section):
+    """`[data.validation]`, `[data.test]`: a share of the training sources, or sources of its own."""
+
+    share: float | None = Field(None, gt=0, lt=1)
+    sources: SourceList | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.share is None) == (self.sources is None):
+            raise ValueError("give either share = 0.05 (taken from the training sources) or sources of its own")
+        if any(source.repeat != 1 for source in self.sources or ()):
+            raise ValueError("repeat is for training: validation and test score each token once")
+        return self
+
+
+class CorpusSettings(Section):
+    """`[data]` with kind = "corpus"."""
+
+    kind: Literal["corpus"] = "corpus"
+    sources: SourceList
+    validation: SplitSettings = SplitSettings(share=0.05)
+    test: SplitSettings | None = None
+    overlap: Literal["error", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _below_one(self) -> Self:
+        if sum(self.shares().values()) >= 1:
+            raise ValueError("validation.share and test.share leave nothing to train on: their sum must be below 1")
+        return self
+
+    def held_out(self) -> dict[Split, SplitSettings]:
+        """Validation, and test where there is one."""
+        return {"validation": self.validation} | ({"test": self.test} if self.test else {})
+
+    def splits(self) -> list[Split]:
+        """The splits there are."""
+        return ["train", *self.held_out()]
+
+    def shares(self) -> dict[Split, float]:
+        """The splits that are a share of the training sources."""
+        return {split: section.share for split, section in self.held_out().items() if section.share}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus: its token files, what each source gave, and what a person should know about it."""
+
+    folder: Path
+    train: TokenFile
+    validation: TokenFile
+    test: TokenFile | None
+    table: list[SourceCounts]
+    warnings: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept: $GPTLAB_CACHE, else $XDG_CACHE_HOME/gptlab, else ~/.cache/gptlab."""
+    if own := os.environ.get("GPTLAB_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlab"
+
+
+def prepare_corpus(
+    settings: CorpusSettings,
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
+) -> Corpus:
+    """The corpus of these settings: opened where it is prepared, else prepared (or its preparation continued).
+
+    `seed` decides which documents are held out where that is a share. `on_progress` is called at least twice a
+    second. A second process that asks for the same corpus waits for the first.
+
+    Raises DataError where a source is missing or gives nothing, validation or test come out empty, or training
+    overlaps them (data.overlap); GptlabError where the cache cannot be written. After a kill or a full disk the
+    same call continues where it was.
+    """
+    parts = _parts(settings)
+    shares = _shares(settings, seed)
+    folder = (cache or cache_folder()) / "corpora" / _fingerprint(settings, parts, tokenizer, shares.seed)
+    if corpus := _find(folder, settings, parts, tokenizer):
+        return corpus
+    reading = Reading(parts, shares, on_progress or (lambda progress: None))
+    try:
+        with _only_one(folder, reading):
+            if _find(folder, settings, parts, tokenizer) is None:
+                _prepare(folder, settings, reading, tokenizer)
+    except OSError as error:
+        raise _cannot_write(folder, reading, error) from error
+    return _open(folder, settings, parts, tokenizer)
+
+
+def training_documents(settings: CorpusSettings, seed: int = 0) -> Iterator[str]:
+    """The text of the training side alone: what a tokenizer may learn from. `repeat` does not count here."""
+    reading = Reading(_parts(settings), _shares(settings, seed), lambda progress: None)
+    return (item.piece.document.text for item in reading.items() if item.piece.split == "train")
+
+
+def text_fingerprint(settings: CorpusSettings, seed: int = 0) -> str:
+    """16 hex digits of what `training_documents` depends on."""
+    parts = _parts(settings)
+    what = [plain(settings), [part.source.fingerprint() for part in parts], _shares(settings, seed).seed]
+    return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _shares(settings: CorpusSettings, seed: int) -> Shares:
+    return Shares(**settings.shares(), seed=seed if settings.shares() else 0)
+
+
+def _parts(settings: CorpusSettings) -> list[Part]:
+    """All sources; those of training first, as the divider numbers them."""
+    parts = make_parts(settings.sources, "train")
+    for split, section in settings.held_out().items():
+        parts += make_parts(section.sources or (), split)
+    return parts
+
+
+def _fingerprint(settings: CorpusSettings, parts: Sequence[Part], tokenizer: Tokenizer, seed: int) -> str:
+    """16 hex digits of everything that the files depend on."""
+    what = [VERSION, plain(settings), [part.source.fingerprint() for part in parts], tokenizer.fingerprint, seed]
+    return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _find(folder: Path, settings: CorpusSettings, parts: Sequence[Part], tokenizer: Tokenizer) -> Corpus | None:
+    """The corpus in `folder`, or None where there is none or it is damaged (then it is prepared again)."""
+    with suppress(DataError):
+        return _open(folder, settings, parts, tokenizer)
+    return None
+
+
+def _open(folder: Path, settings: CorpusSettings, parts: Sequence[Part], tokenizer: Tokenizer) -> Corpus:
+    files = {split: TokenFile.open(folder / f"{split}.tokens", tokenizer) for split in settings.splits()}
+    table = [SourceCounts(**counts) for file in files.values() for counts in file.header["sources"]]
+    limits = {part.name: part.source.settings.limit_documents for part in parts if part.split == "train"}
+    warnings = warnings_about(table, limits)
+    return Corpus(folder, files["train"], files["validation"], files.get("test"), table, warnings)
+
+
+@contextmanager
+def _only_one(folder: Path, reading: Reading) -> Iterator[None]:
+    """Held by the one process that prepares this corpus; the others wait here."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            reading.report(0, 0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer: Tokenizer) -> None:
+    """Makes `folder`: under another name until it is whole."""
+    partial = folder.with_suffix(".partial")
+    try:
+        try:
+            _write(partial, settings, reading, tokenizer)
+        except ContinueError:  # the text is not what it was, or the disk lost something
+            shutil.rmtree(partial)
+            _write(partial, settings, reading, tokenizer)
+    except DataError:
+        shutil.rmtree(partial)  # with other data or settings it will be another corpus
+        raise
+    if folder.exists():  # damaged, else it would have been opened
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _write(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer: Tokenizer) -> None:
+    names = [part.name for part in reading.parts]
+    preparation = Preparation(folder, settings.splits(), names, tokenizer)
+    try:
+        preparation.run(
+            reading.items(),
+            held=reading.divider.held,
+            drop_overlap=settings.overlap == "drop",
+            report=lambda: reading.report(preparation.documents, preparation.tokens),
+        )
+        preparation.repeat([source.repeat for source in settings.sources])
+        table = _table(preparation, reading)
+        check_counts(table, settings.shares())
+        for split, writer in preparation.writers.items():
+            writer.finish(_header(split, [counts for counts in table if counts.split == split], tokenizer))
+    finally:
+        preparation.close()
+    preparation.clean()
+
+
+def _table(preparation: Preparation, reading: Reading) -> list[SourceCounts]:
+    table = []
+    for number, part in enumerate(reading.parts):
+        for split in SPLITS:
+            row = preparation.counts(number, split)
+            if split == part.split or any(row):
+                divided_by = reading.divider.divided_by(number) if part.split == "train" else "whole"
+                empty = part.source.documents_empty if split == part.split else 0
+                table.append(SourceCounts(part.name, split, *row, empty, divided_by))
+    return table
+
+
+def _header(split: Split, sources: Sequence[SourceCounts], tokenizer: Tokenizer) -> dict[str, object]:
+    return {
+        "split": split,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "text_bytes": sum(counts.bytes for counts in sources),
+        "words": sum(counts.words for counts in sources),
+        "sources": [asdict(counts) for counts in sources],
+    }
+
+
+def _cannot_write(folder: Path, reading: Reading, error: OSError) -> GptlabError:
+    """What to say of an error of the operating system while `folder` was made."""
+    partial = folder.with_suffix(".partial")
+    advice = "Set GPTLAB_CACHE to a folder on another disk"
+    if error.errno not in DISK_FULL:
+        return GptlabError(f"{error.filename or partial}: cannot be read or written: {error.strerror}. {advice}.")
+    written = sum(file.stat().st_size for file in partial.glob("*"))
+    free = shutil.disk_usage(folder.parent).free
+    share = reading.share_read()
+    needed = f"about {written * (1 - share) / share:,.0f} bytes more" if share else "an unknown number of bytes more"
+    return GptlabError(
+        f"{partial}: the disk is full: {needed} are needed after {written:,}, {free:,} are free. Make room, and the "
+        f"same command continues where it was; or: {advice[0].lower()}{advice[1:]}."
+    )

@@ -1,0 +1,1 @@
+"""What a model is worth: scores on text, and what it writes."""

@@ -1,0 +1,110 @@
+"""Text in, text out: completions of prompts, and the `[samples]` section of a recipe."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from gptlab.generation.engine import generate
+from gptlab.generation.sampling import Sampling
+from gptlab.model.gpt import GPT
+from gptlab.settings import Section
+from gptlab.text.tokenizer import Tokenizer
+
+
+class SampleSettings(Section):
+    """The prompts that show how a model develops while it is trained (`every_steps` = 0: at each validation)."""
+
+    prompts: tuple[str, ...] = Field(default=(), strict=False)  # TOML has lists only
+    every_steps: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.8, gt=0)
+    top_k: int = Field(default=40, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=40, ge=1)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True)
+class TextCompletion:
+    """The text written after a prompt.
+
+    text:    what is new, without the prompt; bytes that are no UTF-8 are U+FFFD
+    tokens:  how many were written (EOS not counted)
+    stopped: "eos" or "length"
+    reread:  how often the context was full (see generation/engine.py)
+    """
+
+    prompt: str
+    text: str
+    tokens: int
+    stopped: Literal["eos", "length"]
+    reread: int
+
+
+def complete(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+    samples: int = 1,
+    on_text: Callable[[int, int, str], None] | None = None,
+) -> list[TextCompletion]:
+    """`samples` completions of each prompt, ordered by prompt, then sample; errors as in `generate`.
+
+    `on_text(prompt index, sample, text)` is told the text as it is written, whole characters only: what it was
+    told for one sample, joined, is the completion's `text`. An empty prompt begins as after an end of text.
+    """
+    stream = None if on_text is None else TextStream(tokenizer, on_text)
+    completions = generate(
+        model,
+        [tokenizer.encode(prompt) for prompt in prompts],
+        sampling,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        samples=samples,
+        eos_id=tokenizer.eos_id,
+        on_token=None if stream is None else stream.write,
+    )
+    if stream is not None:
+        stream.close()
+    return [
+        TextCompletion(prompts[c.prompt], tokenizer.decode(c.ids), len(c.ids), c.stopped, c.reread) for c in completions
+    ]
+
+
+class TextStream:
+    """Tokens in, whole characters out, for many samples at once.
+
+    A character may be spread over several tokens; it is told with the last of them. Bytes that are no UTF-8
+    are told as U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[int, int, str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._decoders: dict[tuple[int, int], codecs.IncrementalDecoder] = {}
+
+    def write(self, prompt: int, sample: int, id: int) -> None:
+        """The next token of a sample (what `generate` calls `on_token`)."""
+        if (prompt, sample) not in self._decoders:
+            self._decoders[prompt, sample] = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._tell(prompt, sample, self._tokenizer.bytes_of(id))
+
+    def close(self) -> None:
+        """Tells the characters that were never finished, as U+FFFD."""
+        for prompt, sample in self._decoders:
+            self._tell(prompt, sample, b"", final=True)
+
+    def _tell(self, prompt: int, sample: int, data: bytes, *, final: bool = False) -> None:
+        text = self._decoders[prompt, sample].decode(data, final)
+        if text:
+            self._on_text(prompt, sample, text)

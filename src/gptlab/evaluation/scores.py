@@ -1,0 +1,97 @@
+"""Scores of a language model on rows: nats a token, perplexity per token and per word, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlab.data.batch import Rows
+from gptlab.data.windows import ScoredWindows
+from gptlab.device import Precision, autocast
+from gptlab.objectives.base import Objective, exp, means
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How rows are scored: by which objective, where, in which precision, how many rows at once."""
+
+    objective: Objective
+    device: torch.device
+    precision: Precision
+    micro_batch_size: int
+
+    @torch.no_grad()
+    def rows(
+        self,
+        model: torch.nn.Module,
+        rows: Rows,
+        numbers: np.ndarray | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """The objective's means and metrics over the rows `numbers` (all by default), and "tokens", their weight.
+
+        `on_batch(done, total)` is told of each micro-batch. The model is in eval mode meanwhile and afterwards in
+        the mode it was in.
+        """
+        numbers = np.arange(len(rows)) if numbers is None else numbers
+        totals: dict[str, Tensor] = {}
+        weight = 0.0
+        was_training = model.training
+        model.eval()
+        try:
+            for start in range(0, len(numbers), self.micro_batch_size):
+                batch = rows.batch(numbers[start : start + self.micro_batch_size])
+                with autocast(self.device, self.precision):
+                    sums = self.objective(model, batch.to(self.device))
+                for key, value in sums.items():
+                    totals[key] = totals.get(key, 0) + value.double()
+                weight += batch.weight
+                if on_batch:
+                    on_batch(min(start + self.micro_batch_size, len(numbers)), len(numbers))
+        finally:
+            model.train(was_training)
+        values = {key: float(value) for key, value in totals.items()}
+        return {**means(self.objective, values, weight), **self.objective.metrics(values, weight), "tokens": weight}
+
+    def text(
+        self, model: torch.nn.Module, text: ScoredWindows, on_batch: Callable[[int, int], None] | None = None
+    ) -> dict[str, float]:
+        """The scores of a whole text, per token, per word and per byte."""
+        scores = self.rows(model, text, on_batch=on_batch)
+        return scores | text_scores(scores["loss"], text)
+
+
+def text_scores(loss: float, text: ScoredWindows) -> dict[str, float]:
+    """What does not depend on the tokenizer, from the mean `loss` (nats a token) over a whole text.
+
+    perplexity_per_word = exp(total nats / words), words being separated by white space;
+    bits_per_byte = total nats / (ln 2 · bytes of UTF-8). The EOS after each document is in the total.
+    """
+    nats = loss * text.scored
+    return {
+        "perplexity_per_word": exp(nats / max(1, text.words)),
+        "bits_per_byte": nats / math.log(2) / max(1, text.text_bytes),
+    }
+
+
+def unigram_loss(train_tokens: np.ndarray, scored_tokens: np.ndarray, vocab_size: int) -> float:
+    """Nats a token of the best model that ignores context: token frequencies of the training text, each
+    counted once more than it stands there (Laplace), so that an unseen token is not impossible.
+
+    Both arrays hold token ids and may be memory maps: they are read in pieces.
+    """
+    seen, wanted = _counts(train_tokens, vocab_size), _counts(scored_tokens, vocab_size)
+    log_probs = np.log((seen + 1) / (seen.sum() + vocab_size))
+    return float(-(wanted * log_probs).sum() / wanted.sum())
+
+
+def _counts(tokens: np.ndarray, vocab_size: int, piece: int = 1 << 22) -> np.ndarray:
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), piece):
+        counts += np.bincount(tokens[start : start + piece], minlength=vocab_size)
+    return counts

@@ -1,0 +1,58 @@
+"""The verbs as functions: what `import gptlab` gives, and what the commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptlab.report.report import write_report
+from gptlab.run.run import Run
+from gptlab.training.assemble import train_recipe
+from gptlab.training.prepare import Prepared
+from gptlab.training.prepare import prepare as prepare_recipe
+from gptlab.training.progress import Progress, make_progress
+from gptlab.training.recipe import Recipe, load_recipe
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *changes: str,
+    variant: str | None = None,
+    data: Sequence[str] = (),
+    name: str | None = None,
+    fresh: bool = False,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Trains a recipe and writes its report; the same call continues an unfinished run.
+
+        run = gptlab.train("mini-gpt", "training.minutes=10", data=["my-book.txt"])
+
+    recipe:  one that ships, a TOML file, or a Recipe
+    changes: `section.key=value`
+    data:    text files, folders or globs that stand in place of the recipe's sources
+    name:    the folder under `runs`; the recipe's name by default
+    fresh:   starts over in a new folder
+    """
+    progress = progress or make_progress()
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, *changes, variant=variant, data=data, name=name)
+    run = train_recipe(recipe, runs=Path(runs), device=device, fresh=fresh, command=command, progress=progress)
+    with progress.busy("writing the report"):
+        write_report(run)
+    return run
+
+
+def prepare(
+    recipe: str | Path | Recipe,
+    *changes: str,
+    variant: str | None = None,
+    data: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Prepared:
+    """Tokenizes a recipe's text, as training does when it is missing: tokenizer, corpus, rows."""
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, *changes, variant=variant, data=data)
+    return prepare_recipe(recipe, progress or make_progress())

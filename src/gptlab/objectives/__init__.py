@@ -1,0 +1,1 @@
+"""What is learned: each objective is a function from a model and a batch to sums."""

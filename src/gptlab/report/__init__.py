@@ -1,0 +1,1 @@
+"""What a run's files become for a reader: one HTML page, Markdown, plots."""

@@ -1,0 +1,152 @@
+"""Frozen, typed settings from TOML and `section.key=value`, and back. It knows no section.
+
+A section is a pydantic model that stands beside the code that reads it:
+
+    class ScheduleSettings(Section):
+        kind: Literal["constant", "cosine"] = "cosine"
+        warmup_steps: int = Field(100, ge=0)
+
+`build(Recipe, tree, source)` turns a tree of plain values into such an object or raises a
+RecipeError that names the file, the key, the value, what was wanted and the nearest key there is.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gptlab.errors import RecipeError, nearest
+
+Tree = dict[str, Any]
+"""Nested dicts, lists and plain values, as tomllib reads them."""
+
+
+class Section(BaseModel):
+    """A frozen section of a recipe: unknown keys are errors, "5" is no number, 5 is a float too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_toml(path: Path) -> Tree:
+    """The tree in a TOML file; RecipeError where it is missing, no text, or no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 text; a recipe is a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: is not valid TOML: {error}") from error
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`"optimizer.learning_rate=1e-3"` → `("optimizer.learning_rate", 0.001)`.
+
+    The value is read as TOML (numbers, true, [lists], "strings"); what is no TOML is a plain string,
+    so `optimizer.kind=adamw` needs no quotes.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not key or not value:
+        raise RecipeError(f"{text!r} is no change to a recipe: wanted section.key=value")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def apply_changes(tree: Tree, changes: Mapping[str, Any]) -> Tree:
+    """A copy of `tree` in which each dotted key of `changes` has its new value."""
+    result = _copy(tree)
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        place = result
+        for name in parents:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"{dotted}={value!r}: {name!r} is a value or a list, not a section with keys")
+        place[last] = _copy(value)
+    return result
+
+
+def build(cls: type[S], tree: Mapping[str, Any], source: str) -> S:
+    """`tree` as a `cls`; RecipeError names `source` and everything that is wrong, one line each."""
+    try:
+        # As JSON, because pydantic's strict Python mode takes no list for a tuple, nor a string for a path.
+        return cls.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{source}: {_explain(cls, e)}" for e in error.errors())) from None
+
+
+def plain(section: Section) -> Tree:
+    """The section as a tree of plain values, every field written out (None has no TOML and is left out)."""
+    return section.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def to_toml(tree: Mapping[str, Any]) -> str:
+    """The tree as TOML text."""
+    return tomli_w.dumps(tree)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`; lists are kept whole."""
+    flat: Tree = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _explain(cls: type[Section], error: Any) -> str:
+    path = [part for part in error["loc"] if not (isinstance(part, str) and ("[" in part or "(" in part))]
+    where = ".".join(str(part) for part in path)
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        keys = _keys_at(cls, path[:-1])
+        return f"{where} = {found!r}: unknown key{nearest(str(path[-1]), keys)}; there is {', '.join(keys)}"
+    if error["type"] == "missing":
+        return f"{where}: is missing and has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("value_error", "assertion_error"):
+        return f"{where}: {message}" if where else message
+    if isinstance(found, str) and error["type"] == "literal_error":
+        expected = error["ctx"]["expected"].replace(" or ", ", ").split(", ")
+        message += nearest(found, [word.strip("'") for word in expected])
+    return f"{where} = {found!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
+    """The keys of the section that `path` leads to, by the names a recipe writes."""
+    for part in path:
+        if isinstance(part, str) and part in _fields(cls):
+            inner = _section_in(_fields(cls)[part].annotation)
+            if inner is None:
+                return []
+            cls = inner
+    return list(_fields(cls))
+
+
+def _fields(cls: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section inside `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((s for part in getattr(annotation, "__args__", ()) if (s := _section_in(part))), None)

@@ -1,0 +1,1 @@
+"""One recipe, one loop: from settings to a trained model."""

@@ -1,0 +1,167 @@
+"""New run or the one there is: where it lives, what may differ, how long it is."""
+
+from __future__ import annotations
+
+import math
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab import __version__
+from gptlab.data.batch import steps_per_epoch
+from gptlab.device import describe_device
+from gptlab.errors import RunError
+from gptlab.run.run import Run
+from gptlab.settings import Tree, flatten, plain
+from gptlab.training.length import Length
+from gptlab.training.prepare import Prepared
+from gptlab.training.recipe import LENGTHS, Recipe, TrainingSettings
+
+MAY_DIFFER = (
+    *(f"training.{name}" for name in LENGTHS),
+    "training.micro_batch_size",
+    "validation.every_steps",
+    "samples.every_steps",
+    "checkpoints.every_steps",
+    "checkpoints.keep",
+    "checkpoints.mirror",
+)
+"""What may change when a run goes on: its length, the cadence of validating and saving, mirror, micro-batch."""
+
+
+def find_run(recipe: Recipe, runs: Path, *, fresh: bool, say: Callable[[str], None]) -> Run | None:
+    """The run that this recipe continues, brought back from its mirror if need be; None for a new one."""
+    if fresh:
+        return None
+    folder = runs / recipe.name
+    mirror = _mirror(recipe)
+    if (folder / "recipe.toml").exists():
+        run = Run.open(folder, mirror=mirror, warn=say)
+    else:
+        restored = Run.restore(folder, mirror, warn=say) if mirror else None
+        if restored is None:
+            return None
+        say(f"{folder} was gone: restored from {mirror}")
+        run = restored
+    _refuse_differences(run, recipe)
+    return run
+
+
+def _mirror(recipe: Recipe) -> Path | None:
+    return Path(recipe.checkpoints.mirror).expanduser() if recipe.checkpoints.mirror else None
+
+
+def _refuse_differences(run: Run, recipe: Recipe) -> None:
+    before, now = flatten(run.recipe), flatten(plain(recipe))
+    differing = [
+        f"  {key}: {before.get(key, 'not set')!r} there, {now.get(key, 'not set')!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in MAY_DIFFER
+    ]
+    if differing:
+        raise RunError(
+            "\n".join(
+                [
+                    f"{run.folder} is a run of another recipe:",
+                    *differing,
+                    "--fresh starts over, --name NAME names another run",
+                ]
+            )
+        )
+
+
+def is_finished(run: Run, recipe: Recipe) -> bool:
+    """Whether the run has ended and no other length is asked for."""
+    return run.state.get("status") == "finished" and _length_of(run.recipe) == _length_of(plain(recipe))
+
+
+def _length_of(recipe: Tree) -> Tree:
+    return {name: recipe["training"][name] for name in LENGTHS if name in recipe["training"]}
+
+
+def new_folder(name: str, runs: Path) -> Path:
+    """`runs/NAME`, or the first free of NAME-2, NAME-3, … where there is one already."""
+    folder, number = runs / name, 1
+    while (folder / "recipe.toml").exists():
+        number += 1
+        folder = runs / f"{name}-{number}"
+    return folder
+
+
+def open_run(existing: Run | None, recipe: Recipe, folder: Path, origin: Tree, say: Callable[[str], None]) -> Run:
+    """The run directory: a new one, or the existing one with what may differ brought up to date.
+
+    RunError where its data are no longer those it began with.
+    """
+    if existing is None:
+        return Run.create(folder, plain(recipe), origin, mirror=_mirror(recipe), warn=say)
+    before, now = existing.origin["data"]["fingerprints"], origin["data"]["fingerprints"]
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise RunError(
+            f"{existing.folder}: the data have changed since it began ({', '.join(changed)}); it cannot go on with "
+            f"others. --fresh starts over, --name NAME names another run"
+        )
+    if existing.recipe != plain(recipe):
+        if _length_of(existing.recipe) != _length_of(plain(recipe)):
+            say("another length than before: the learning rate's schedule is rebuilt over it")
+            kept = existing.state.get("decisions", {})
+            existing.write_state({**existing.state, "decisions": {**kept, "length": []}})
+        existing.write_recipe(plain(recipe))
+    return existing
+
+
+def make_origin(recipe: Recipe, data: Prepared, device: torch.device, parameters: int, command: str | None) -> Tree:
+    """Where a run comes from, as origin.json keeps it."""
+    import numpy as np
+
+    corpus = data.corpus
+    files = {"train": corpus.train, "validation": corpus.validation, **({"test": corpus.test} if corpus.test else {})}
+    return {
+        "command": command or f"gptlab train {recipe.name}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": describe_device(device),
+        "parameters": parameters,
+        "versions": {
+            "gptlab": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "platform": platform.platform(),
+        },
+        "commit": _commit(),
+        "data": {
+            "fingerprints": {name: file.checksum for name, file in files.items()},
+            "table": [asdict(row) for row in corpus.table],
+            "tokenizer": {
+                "vocab_size": data.tokenizer.vocab_size,
+                "fingerprint": data.tokenizer.fingerprint,
+                "bytes_per_token": round(data.bytes_per_token, 3),
+            },
+        },
+    }  # fmt: skip
+
+
+def _commit() -> str:
+    """The commit of the lab's own source, "" where it is not a checkout."""
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def make_length(settings: TrainingSettings, data: Prepared, decided: list[Any]) -> Length:
+    """The run's length; of one in minutes `decided` has what was decided so far."""
+    per_epoch = steps_per_epoch(len(data.rows), settings.batch_size)
+    if settings.minutes is not None:
+        return Length.timed(settings.minutes * 60, decided)
+    if settings.max_steps is not None:
+        return Length.fixed(settings.max_steps)
+    if settings.tokens is not None:
+        return Length.fixed(math.ceil(settings.tokens / (settings.batch_size * data.rows.context)))
+    assert settings.epochs is not None
+    return Length.fixed(max(1, math.ceil(settings.epochs * per_epoch)))

@@ -1,0 +1,79 @@
+"""How many rows the machine holds at once: decided before the first step, then kept for the run's life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptlab.device import Precision, available_memory, current_memory
+from gptlab.errors import MemoryLimitError
+from gptlab.model.build import build_model
+from gptlab.objectives.base import Objective
+from gptlab.training.memory import PROCESS_OVERHEAD, choose_micro_batch, predict_peak_bytes
+from gptlab.training.recipe import Recipe
+from gptlab.words import size
+
+SAFE_SHARE = 0.9
+"""Of the memory that is available so much may be used: other programs also live."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A micro-batch size, and the predicted memory: of the whole process on a CPU, of the tensors on a GPU."""
+
+    micro_batch_size: int
+    peak_bytes: int
+    available_bytes: int
+
+
+def decide_micro_batch(
+    recipe: Recipe,
+    vocab_size: int,
+    objective: Objective,
+    *,
+    device: torch.device,
+    precision: Precision,
+    kept: int | None,
+) -> Fit:
+    """The recipe's micro-batch, else the `kept` one of a run that continues, else what the machine holds.
+
+    On a CPU an allocation that is too large is not refused but killed later, so "auto" is decided by prediction:
+    the largest of batch_size, its half, its quarter, … that fits; MemoryLimitError where not even one row does.
+    On a GPU it begins with all rows, and the loop halves them if they do not fit: all rows of a corpus are as
+    long as each other, so the first batch is also the worst.
+    """
+    batch_size = recipe.training.batch_size
+    predict = _predictor(recipe, vocab_size, objective, precision)
+    available = available_memory(device)
+    wanted = recipe.training.micro_batch_size if recipe.training.micro_batch_size != "auto" else kept
+    on_cpu = device.type == "cpu"
+    here, overhead = (current_memory(), PROCESS_OVERHEAD) if on_cpu else (0, 1.0)
+    if wanted is not None or not on_cpu:
+        micro = min(wanted or batch_size, batch_size)
+        return Fit(micro, here + round(predict(micro) * overhead), here + available)
+    micro, needed = choose_micro_batch(predict, batch_size, round(available * SAFE_SHARE))
+    if needed > available * SAFE_SHARE:
+        raise MemoryLimitError(
+            f"not even one row fits: a step needs about {size(needed)}, and {size(available)} are free. What helps, "
+            f"the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter model.context, "
+            f"a smaller model. training.micro_batch_size=1 tries it all the same"
+        )
+    return Fit(micro, here + needed, here + available)
+
+
+def _predictor(recipe: Recipe, vocab_size: int, objective: Objective, precision: Precision) -> Callable[[int], int]:
+    def make_model() -> Any:
+        model = build_model(recipe.model, vocab_size)
+        model.activation_checkpointing = recipe.training.activation_checkpointing
+        return model
+
+    def predict(micro_batch_size: int) -> int:
+        return predict_peak_bytes(
+            make_model, objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
+            batch_size=recipe.training.batch_size, context=recipe.model.numbers()["context"],
+        )  # fmt: skip
+
+    return predict

@@ -1,0 +1,206 @@
+"""What a run says of itself while it runs: nothing, plain lines, or a bar where there is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TextIO
+
+from gptlab.words import duration, perplexity, share, size
+
+LINE_SECONDS = 10
+"""Where there is no terminal a line of a training step is printed at most so often."""
+
+
+class Progress:
+    """Says nothing. Its subclasses print; the library itself never does."""
+
+    def say(self, text: str) -> None:
+        """One sentence a person should read."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table; columns beyond the first are numbers where they look like it."""
+
+    def busy(self, what: str) -> AbstractContextManager[Callable[[str], None]]:
+        """While something of unknown length happens; what is yielded takes a word on how far it is."""
+        return nullcontext(lambda text: None)
+
+    def length(self, step: int, total: int | None, seconds: float) -> None:
+        """The run's length is known, or known better."""
+
+    def step(self, record: dict[str, Any], total: int | None) -> None:
+        """A line of the metrics."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """`done` of `total` rows have been scored."""
+
+    def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
+        """A validation is finished."""
+
+    def sampled(self, step: int, completions: Sequence[Any]) -> None:
+        """Samples were written: objects with prompt and text."""
+
+    def end(self) -> None:
+        """No more steps come."""
+
+
+class LineProgress(Progress):
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.file = file or sys.stdout
+        self._last_line = 0.0
+
+    def say(self, text: str) -> None:
+        print(text, file=self.file, flush=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.say(_plain_table(title, columns, rows))
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[Callable[[str], None]]:
+        started = time.monotonic()
+        last = started
+
+        def tell(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > LINE_SECONDS:
+                self.say(f"{what}: {text}")
+                last = time.monotonic()
+
+        yield tell
+
+    def length(self, step: int, total: int | None, seconds: float) -> None:
+        if total and step:
+            self.say(f"step {step:,}: {total:,} steps in all, about {duration(seconds / step * (total - step))} to go")
+
+    def step(self, record: dict[str, Any], total: int | None) -> None:
+        if time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(_step_line(record, total))
+
+    def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
+        self.say(_scores_line(event, step, scores))
+
+    def sampled(self, step: int, completions: Sequence[Any]) -> None:
+        text = f"{completions[0].prompt}{completions[0].text}".replace("\n", " ")
+        self.say(f"step {step:,} · it writes: {text[:200]}")
+
+
+class TerminalProgress(LineProgress):
+    """A bar with loss, validation loss, tokens a second, share of the machine's peak, memory and time left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self.console = Console()
+        self._bar: Any = None
+        self._task: Any = None
+        self._validation = ""
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if _numeric(rows, i) else "left")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table, markup=False, highlight=False)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[Callable[[str], None]]:
+        if self._bar is not None:  # two live displays do not go together
+            self._bar.update(self._task, doing=what)
+            yield lambda text: self._bar.update(self._task, doing=f"{what}: {text}")
+            self._bar.update(self._task, doing="")
+            return
+        with self.console.status(what) as status:
+            yield lambda text: status.update(f"{what}: {text}")
+
+    def step(self, record: dict[str, Any], total: int | None) -> None:
+        if self._bar is None:
+            self._start(record["step"], total)
+        self._bar.update(self._task, completed=record["step"], total=total, words=_bar_words(record) + self._validation)
+
+    def _start(self, step: int, total: int | None) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            BarColumn(20), TextColumn("{task.completed:,.0f}/{task.total:,.0f}" if total else "{task.completed:,.0f}"),
+            TextColumn("{task.fields[words]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[doing]}"),
+            console=self.console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=step, words="", doing="")
+        self._bar.start()
+
+    def length(self, step: int, total: int | None, seconds: float) -> None:
+        self.end()
+        super().length(step, total, seconds)
+
+    def evaluating(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, doing=f"validating {done:,}/{total:,}" if done < total else "")
+
+    def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
+        self._validation = f" · validation {scores['loss']:.3f}"
+        super().evaluated(event, step, scores)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def make_progress() -> Progress:
+    """A bar on a terminal or in a notebook, else plain lines."""
+    notebook = "ipykernel" in sys.modules
+    return TerminalProgress() if notebook or sys.stdout.isatty() else LineProgress()
+
+
+def _bar_words(record: Mapping[str, Any]) -> str:
+    peak = f" ({share(record['peak_share'])} of peak)" if "peak_share" in record else ""
+    rate = f"{record['tokens_per_second']:,.0f} tokens/s{peak}"
+    return f"loss {record['loss']:.3f} · {rate} · {size(record['memory_bytes'])}"
+
+
+def _step_line(record: Mapping[str, Any], total: int | None) -> str:
+    step = record["step"]
+    if not total:
+        return f"step {step:,} · {_bar_words(record)}"
+    left = duration(record["seconds"] / step * (total - step))
+    return f"step {step:,}/{total:,} · {_bar_words(record)} · {left} left"
+
+
+def _scores_line(event: str, step: int, scores: Mapping[str, float]) -> str:
+    names = {"validation": "validation", "validation_sampled": "validation, sampled"}
+    words = f"step {step:,} · {names.get(event, event)}: loss {scores['loss']:.4f}"
+    if "perplexity" in scores:
+        words += f", perplexity {perplexity(scores['perplexity'])} per token"
+    if "perplexity_per_word" in scores:
+        words += f", {perplexity(scores['perplexity_per_word'])} per word, {scores['bits_per_byte']:.3f} bits per byte"
+    return words
+
+
+def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if _numeric(rows, i) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([title, *(f"  {line(cells)}" for cells in [columns, *rows])])
+
+
+def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether a column holds numbers, which stand to the right."""
+    return column > 0 and all(row[column][:1].isdigit() or not row[column] for row in rows)

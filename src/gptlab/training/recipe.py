@@ -1,0 +1,134 @@
+"""A recipe: the tree of sections that describes one run, from one TOML file.
+
+Each section is defined beside the code that reads it; here they only meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from gptlab import settings
+from gptlab.data.corpus import CorpusSettings
+from gptlab.errors import RecipeError, nearest
+from gptlab.evaluation.samples import SampleSettings
+from gptlab.model.build import ModelSettings
+from gptlab.objectives.language import LanguageSettings
+from gptlab.settings import Section, Tree
+from gptlab.text.tokenizer import TokenizerSettings
+from gptlab.training.cadence import CheckpointSettings, ValidationSettings
+from gptlab.training.optimizer import OptimizerSettings
+from gptlab.training.schedule import ScheduleSettings
+
+
+class TrainingSettings(Section):
+    """`[training]`: how long (exactly one of the four), how many rows a step, and how it is computed.
+
+    `batch_size` is mathematics: the rows an optimizer step sees. `micro_batch_size` is memory: the rows the
+    machine holds at once; it changes no number.
+    """
+
+    epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, ge=1)
+    micro_batch_size: int | Literal["auto"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSettings:
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"wanted exactly one of {', '.join(LENGTHS)}; found {found}")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
+            raise ValueError(f'micro_batch_size = {self.micro_batch_size}: wanted at least 1, or "auto"')
+        return self
+
+
+LENGTHS = ("epochs", "max_steps", "tokens", "minutes")
+
+
+class Recipe(Section):
+    """One run: what is trained, on what, how, for how long."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(1337, ge=0)
+    model: ModelSettings
+    tokenizer: TokenizerSettings
+    data: CorpusSettings
+    objective: LanguageSettings = LanguageSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    training: TrainingSettings
+    validation: ValidationSettings = ValidationSettings()
+    samples: SampleSettings = SampleSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+
+
+def load_recipe(
+    recipe: str | Path, *changes: str, variant: str | None = None, data: Sequence[str] = (), name: str | None = None
+) -> Recipe:
+    """The recipe of this name (one that ships) or path, with a variant and then `section.key=value` changes.
+
+    `data`: paths that stand in place of the recipe's own sources, each a file source; the validation and test
+    sets are then shares of them. RecipeError names what is wrong, all of it, before anything is loaded.
+    """
+    path = find_recipe(str(recipe))
+    tree = settings.read_toml(path)
+    variants = tree.pop("variants", {})
+    tree.setdefault("name", path.stem)
+    if variant is not None:
+        if variant not in variants:
+            known = ", ".join(variants) or "none"
+            raise RecipeError(f"{path}: no variant {variant!r}{nearest(variant, list(variants))}; there is {known}")
+        tree["name"] = f"{tree['name']}-{variant}"
+        tree = _change(tree, variants[variant])
+    if data:
+        tree = settings.apply_changes(tree, {"data.sources": [{"path": item} for item in data]})
+        for split in ("validation", "test"):
+            if "sources" in tree["data"].get(split, {}):
+                tree["data"][split] = {"share": 0.05}
+    tree = _change(tree, dict(settings.parse_change(change) for change in changes))
+    if name is not None:
+        tree["name"] = name
+    return settings.build(Recipe, tree, str(path))
+
+
+def _change(tree: Tree, changes: Tree) -> Tree:
+    """Changes by dotted keys; a new length takes the place of the one there was."""
+    lengths = {key for key in changes if key.removeprefix("training.") in LENGTHS and key.startswith("training.")}
+    if lengths and isinstance(tree.get("training"), dict):
+        kept = {key: value for key, value in tree["training"].items() if key not in LENGTHS}
+        tree = {**tree, "training": kept}
+    return settings.apply_changes(tree, changes)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship, by name."""
+    folder = Path(str(resources.files("gptlab"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: an existing path, else one that ships."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    if path.is_dir():
+        raise RecipeError(f"{name} is a folder; a recipe is a TOML file (a run's own is {path / 'recipe.toml'})")
+    known = ", ".join(shipped)
+    raise RecipeError(
+        f"there is no recipe {name!r}{nearest(name, list(shipped))}: no such file, and those that ship are {known}"
+    )

@@ -1,0 +1,240 @@
+"""What happens between two steps of a run: validation, the best so far, alarms, samples, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlab.data.windows import ScoredWindows
+from gptlab.evaluation.samples import SampleSettings, complete
+from gptlab.evaluation.scores import Scorer
+from gptlab.model.gpt import GPT
+from gptlab.run.checkpoint import TrainingState
+from gptlab.run.run import Run
+from gptlab.text.tokenizer import Tokenizer
+from gptlab.training.cadence import Cadence, CheckpointSettings, ValidationSettings
+from gptlab.training.length import Length
+from gptlab.training.loop import Engine, State
+from gptlab.training.progress import Progress
+
+SAVE_SECONDS = 600
+"""A run that has not been saved for so long is saved, evaluation or not."""
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, and how many came after it."""
+
+    step: int | None = None
+    loss: float = math.inf
+    since: int = 0
+
+    def update(self, step: int, loss: float) -> bool:
+        """Whether this one is the best."""
+        if loss < self.loss:
+            self.step, self.loss, self.since = step, loss, 0
+            return True
+        self.since += 1
+        return False
+
+
+@dataclass
+class RunWatcher:
+    """The loop's watcher that writes into a run directory (loop.Watcher is its contract).
+
+    `model` is what is saved; `engine.model` may be its compiled face. `decided_once` goes into state.json and is
+    taken up again when the run continues.
+    """
+
+    run: Run
+    engine: Engine
+    model: GPT
+    tokenizer: Tokenizer
+    text: ScoredWindows
+    cadence: Cadence
+    validation: ValidationSettings
+    samples: SampleSettings
+    checkpoints: CheckpointSettings
+    seed: int
+    flops_per_token: float
+    peak_flops: float
+    decided_once: dict[str, Any]
+    progress: Progress
+    stop_asked: Callable[[], bool] = lambda: False
+    best: Best = field(default_factory=Best)
+    saved_step: int = -1
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def began(self, state: State, length: Length) -> None:
+        """The run starts or goes on; written before the first step."""
+        self.run.log({
+            "event": "start", "step": state.step, "seconds": state.seconds, "total_steps": length.total,
+            "micro_batch_size": self.engine.micro_batch_size, **self.decided_once,
+        })  # fmt: skip
+        self.write_state(state, length, "running")
+
+    def decided(self, state: State, length: Length) -> None:
+        self.write_state(state, length, "running")
+        self.progress.length(state.step, length.total, state.seconds)
+
+    def due(self, state: State, length: Length) -> bool:
+        return any(check(state.step, length.total) for check in (self._evaluates, self._samples, self._saves))
+
+    def log(self, record: dict[str, Any], state: State, length: Length) -> None:
+        record["peak_share"] = record["tokens_per_second"] * self.flops_per_token / self.peak_flops
+        self.run.log(record)
+        self.progress.step(record, length.total)
+
+    def rest(self, state: State, length: Length) -> bool:
+        step, total = state.step, length.total
+        improved = self._evaluates(step, total) and self._evaluate(state, total)
+        if self._samples(step, total):
+            self._write_samples(step)
+        ended = self._alarm(step)
+        if ended:
+            length.total = step
+        if improved or ended or self._saves(step, total):
+            self.save(state, length, best=improved)
+        return ended
+
+    def asked_to_stop(self, state: State, length: Length) -> bool:
+        if not self.stop_asked():
+            return False
+        if self.saved_step != state.step:
+            self.save(state, length, best=False)
+        self.write_state(state, length, "interrupted")
+        return True
+
+    def note(self, step: int, text: str) -> None:
+        """Something a person should know: said now and kept for the report."""
+        self.run.log({"event": "note", "step": step, "text": text})
+        self.progress.say(text)
+
+    def _evaluates(self, step: int, total: int | None) -> bool:
+        return self.cadence.evaluation(step, total) or self.cadence.whole_validation(step, total)
+
+    def _samples(self, step: int, total: int | None) -> bool:
+        return bool(self.samples.prompts) and self.cadence.samples(step, total)
+
+    def _saves(self, step: int, total: int | None) -> bool:
+        return self.cadence.save(step, total) or time.monotonic() - self.saved_at > SAVE_SECONDS
+
+    def _evaluate(self, state: State, total: int | None) -> bool:
+        """Scores the sampled rows or the whole set or both, whatever is due; whether it is the best so far.
+
+        A set that is not larger than the sample is always scored whole.
+        """
+        small = len(self.text) <= self.validation.sampled_rows
+        scores: dict[Literal["validation", "validation_sampled"], dict[str, float]] = {}
+        scorer = Scorer(self.engine.objective, self.engine.device, self.engine.precision, self.engine.micro_batch_size)
+        if self.cadence.evaluation(state.step, total) and not small:
+            chosen = np.linspace(0, len(self.text) - 1, self.validation.sampled_rows).astype(np.int64)
+            scores["validation_sampled"] = scorer.rows(self.engine.model, self.text, chosen, self.progress.evaluating)
+        if self.cadence.whole_validation(state.step, total) or small:
+            scores["validation"] = scorer.text(self.engine.model, self.text, self.progress.evaluating)
+        for event, values in scores.items():
+            self.run.log({"event": event, "step": state.step, **values, "seconds": state.seconds})
+            self.progress.evaluated(event, state.step, values)
+        followed = scores.get("validation" if small else self.validation.best_by)
+        return followed is not None and self.best.update(state.step, followed["loss"])
+
+    def _alarm(self, step: int) -> bool:
+        """Says once that validation has stopped falling; whether the run is to end."""
+        if self.best.since == self.validation.patience:
+            self.note(
+                step,
+                f"validation has not improved for {self.best.since} evaluations; "
+                f"the best, step {self.best.step:,}, is kept",
+            )
+        return self.validation.stop and self.best.since >= self.validation.patience
+
+    def _write_samples(self, step: int) -> None:
+        with self.progress.busy("writing samples"):
+            completions = complete(
+                self.model, self.tokenizer, self.samples.prompts, self.samples.sampling,
+                max_new_tokens=self.samples.max_new_tokens, seed=self.seed,
+            )  # fmt: skip
+        self.run.log_samples(
+            {"step": step, "prompt": c.prompt, "text": c.text, "stopped": c.stopped} for c in completions
+        )
+        self.progress.sampled(step, completions)
+
+    def save(self, state: State, length: Length, *, best: bool) -> None:
+        """A checkpoint of this moment."""
+        with self.progress.busy(f"saving step {state.step:,}"):
+            self.run.save_checkpoint(
+                state.step, self.model, self.tokenizer, self._snapshot(state), keep=self.checkpoints.keep, best=best
+            )
+            self.write_state(state, length, "running")
+        self.saved_step, self.saved_at = state.step, time.monotonic()
+
+    def _snapshot(self, state: State) -> TrainingState:
+        random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
+        if self.engine.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.engine.device)
+        values = {
+            "weight": state.weight,
+            "seconds": state.seconds,
+            "scaler": self.engine.scaler.state_dict(),
+            "best": None if self.best.step is None else asdict(self.best),
+        }
+        return TrainingState(state.step, values, self.engine.optimizer.tensors(), random)
+
+    def restore(self, saved: TrainingState) -> State:
+        """Optimizer, random states, scaler and best as they were; returns where the run is."""
+        self.engine.optimizer.load(saved.optimizer)
+        self.engine.scaler.load_state_dict(saved.values["scaler"])
+        torch.set_rng_state(saved.random["cpu"])
+        if "cuda" in saved.random and self.engine.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.random["cuda"], self.engine.device)
+        if saved.values["best"]:
+            self.best = Best(**saved.values["best"])
+        self.saved_step = saved.step
+        return State(saved.step, saved.values["weight"], saved.values["seconds"])
+
+    def write_state(self, state: State, length: Length, status: str) -> None:
+        """state.json: where the run is, and what was decided once."""
+        self.run.write_state({
+            "status": status,
+            "step": state.step,
+            "total_steps": length.total,
+            "decisions": {
+                **self.decided_once, "micro_batch_size": self.engine.micro_batch_size, "length": length.decisions,
+            },
+            "best": None if self.best.step is None else {"step": self.best.step, "loss": self.best.loss},
+            "elapsed_seconds": state.seconds,
+        })  # fmt: skip
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While inside, the first Ctrl-C or SIGTERM only raises a flag, which is yielded; a second one interrupts.
+
+    Outside of the main thread nothing can be caught, and the flag stays down.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,175 @@
+"""MODEL is a path, a run, or a name on the hub; what is not found is said with where it was looked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptlab.errors import CheckpointError, DeviceError, ModelError, RunError, TokenizerError
+from gptlab.model.gpt import GPT
+from gptlab.model.huggingface import save_model
+from gptlab.run.checkpoint import TrainingState
+from gptlab.run.open import find_model, open_model
+from gptlab.run.run import Run
+from gptlab.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(model: GPT, tokenizer: Tokenizer, state_at: Callable[[int], TrainingState]) -> Run:
+    run = Run.create(Path("runs/mini-gpt"), {"name": "mini-gpt"}, {})
+    for step in (1, 2, 3):
+        run.save_checkpoint(step, model, tokenizer, state_at(step), keep=2, best=step == 2)
+    return run
+
+
+@pytest.fixture
+def plain(model: GPT, tokenizer: Tokenizer) -> Path:
+    """A Hugging Face folder that is no run's."""
+    save_model(model, Path("models/plain"))
+    tokenizer.save(Path("models/plain"))
+    return Path("models/plain")
+
+
+def test_a_run_is_its_best_or_the_checkpoint_asked_for(run: Run) -> None:
+    assert find_model("mini-gpt") == find_model("runs/mini-gpt") == Path("runs/mini-gpt/checkpoints/000002")
+    assert find_model("mini-gpt", checkpoint="last") == Path("runs/mini-gpt/checkpoints/000003")
+    assert find_model("mini-gpt", checkpoint=2) == Path("runs/mini-gpt/checkpoints/000002")
+    with pytest.raises(RunError, match="has no checkpoint 9; there is 2, 3"):
+        find_model("mini-gpt", checkpoint=9)
+    run.folder.parent.rename("elsewhere")
+    assert find_model("mini-gpt", runs=Path("elsewhere")).parts[0] == "elsewhere"
+
+
+def test_a_path_to_a_model_comes_before_a_run_of_that_name(run: Run, plain: Path) -> None:
+    assert find_model("models/plain") == plain
+    assert find_model(str(plain.absolute())) == plain.absolute()
+    shutil.copytree(plain, "mini-gpt")
+    assert find_model("mini-gpt") == Path("mini-gpt")
+    shutil.rmtree("mini-gpt")
+    Path("mini-gpt").mkdir()  # some folder of that name is no model
+    assert find_model("mini-gpt") == Path("runs/mini-gpt/checkpoints/000002")
+
+
+def test_a_damaged_checkpoint_is_not_opened(run: Run) -> None:
+    folder = find_model("mini-gpt", checkpoint="last")
+    os.truncate(folder / "model.safetensors", 500)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: has 500 bytes"):
+        find_model(str(folder))
+    with pytest.raises(RunError, match=r"checkpoint 3 is damaged: .*; there is 2"):
+        find_model("mini-gpt", checkpoint="last")
+
+
+def test_what_is_no_model_is_refused(plain: Path) -> None:
+    Path("empty").mkdir()
+    Path("file").write_text("x")
+    for name in ("empty", "file"):
+        with pytest.raises(
+            ModelError, match=rf"{name}: is no model: it has neither config\.json \(a model\) nor recipe"
+        ):
+            find_model(name)
+    with pytest.raises(ModelError, match="models/plain: is no run here, so it has no checkpoint 'best'"):
+        find_model("models/plain", checkpoint="best")
+
+
+def test_what_is_not_found_is_said_with_where_and_the_nearest_run(run: Run) -> None:
+    with pytest.raises(ModelError) as caught:
+        find_model("./runs/mini-gtp")
+    assert str(caught.value).startswith("./runs/mini-gtp: there is no folder runs/mini-gtp and no run ")
+    assert str(caught.value).endswith(", and it is no name on the hub (OWNER/NAME)")
+    with pytest.raises(ModelError, match=r"mini-gtp: .*so it has no checkpoint 3 \(did you mean 'mini-gpt'\?\)"):
+        find_model("mini-gtp", checkpoint=3)
+
+
+def test_an_open_model_is_ready(run: Run, model: GPT, tokenizer: Tokenizer) -> None:
+    opened = open_model("mini-gpt", device="cpu")
+    assert (opened.name, opened.folder) == ("mini-gpt", Path("runs/mini-gpt/checkpoints/000002"))
+    assert not opened.model.training
+    assert opened.require_tokenizer().fingerprint == tokenizer.fingerprint
+    tokens = torch.tensor([tokenizer.encode("the cat")])
+    with torch.no_grad():
+        assert torch.equal(opened.model(tokens), model.eval()(tokens))
+    with pytest.raises(DeviceError):
+        open_model("mini-gpt", device="abacus")
+
+
+def test_without_a_tokenizer_the_model_opens_and_says_what_to_put_where(plain: Path) -> None:
+    for file in plain.glob("tokenizer*"):
+        file.unlink()
+    opened = open_model(str(plain), device="cpu")
+    assert opened.tokenizer is None
+    wanted = (
+        r"models/plain: has a model but no tokenizer: put its tokenizer\.json there, or vocab\.json and merges\.txt"
+    )
+    with pytest.raises(TokenizerError, match=wanted):
+        opened.require_tokenizer()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(plain: Path, tokenizer: Tokenizer) -> None:
+    config = json.loads((plain / "tokenizer.json").read_text())
+    config["added_tokens"].append({**config["added_tokens"][0], "id": tokenizer.vocab_size, "content": "<|user|>"})
+    (plain / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match="the tokenizer has 271 tokens, the model 270: they do not"):
+        open_model(str(plain), device="cpu")
+
+
+# The hub, served on 127.0.0.1. huggingface_hub reads its environment when it is imported: hence a process.
+
+OPEN = """
+import sys
+from gptlab.errors import GptlabError
+from gptlab.run.open import open_model
+try:
+    opened = open_model(sys.argv[1], device="cpu")
+    print(opened.name, opened.require_tokenizer().fingerprint, opened.model.wte.weight.sum().item())
+except GptlabError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def opened_from_hub(name: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-c", OPEN, name]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_name_on_the_hub_opens(
+    hub: Any, hub_environment: dict[str, str], plain: Path, model: GPT, tokenizer: Tokenizer, pickled: bool
+) -> None:
+    repository = hub.folder / "models" / "acme" / "tiny"
+    shutil.copytree(plain, repository)
+    (repository / "onnx").mkdir()
+    (repository / "onnx" / "model.onnx").write_bytes(bytes(1000))
+    torch.save({**model.state_dict()}, repository / "pytorch_model.bin")
+    if pickled:  # an old repository, in the library's layout
+        from safetensors.torch import load_file
+
+        torch.save(load_file(repository / "model.safetensors"), repository / "pytorch_model.bin")
+        (repository / "model.safetensors").unlink()
+    total = model.wte.weight.sum().item()
+    assert opened_from_hub("acme/tiny", hub_environment) == f"acme/tiny {tokenizer.fingerprint} {total}"
+    asked = [request for request in hub.requests if "resolve" in request]
+    assert any("pytorch_model.bin" in request for request in asked) == pickled
+    assert not any("onnx" in request for request in asked)
+
+
+def test_what_is_nowhere_is_said(hub: Any, hub_environment: dict[str, str], run: Run) -> None:
+    (hub.folder / "models").mkdir(parents=True, exist_ok=True)
+    said = opened_from_hub("mini-gtp", hub_environment)
+    assert said.startswith(
+        "ModelError mini-gtp: there is no folder mini-gtp and no run runs/mini-gtp (did you mean 'mini-gpt'?); the hub"
+    )
