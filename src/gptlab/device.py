@@ -166,10 +166,11 @@ def peak_memory(device: torch.device) -> int:
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of some square matrix products, about 0.2 s long; measured once a process.
 
-    The matrices grow until one product takes 10 ms, so that slow and fast machines are both kept busy.
+    The matrices grow until one product takes 10 ms, so that slow and fast machines are both kept busy. No random
+    numbers are drawn: how many would depend on the clock, and a run's own must not.
     """
     width, best = 256, 0.0
-    matrix = torch.rand(width, width, device=device).to(dtype)
+    matrix = torch.ones(width, width, device=device, dtype=dtype)
     _multiply(matrix)  # libraries and kernels are loaded by the first product
     deadline = time.perf_counter() + 0.2
     while (start := time.perf_counter()) < deadline:
@@ -178,7 +179,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         best = max(best, 2 * width**3 / seconds)
         if seconds < 0.01 and width < 8192:
             width *= 2
-            matrix = torch.rand(width, width, device=device).to(dtype)
+            matrix = torch.ones(width, width, device=device, dtype=dtype)
     return best
 
 

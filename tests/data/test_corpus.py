@@ -49,14 +49,16 @@ class Counting(Tokenizer):
     encoded: list[str]
 
     def encode_documents(self, texts: Any) -> Any:
-        self.encoded = [*getattr(self, "encoded", []), *texts]
+        self.encoded += texts
         return super().encode_documents(texts)
 
 
 @pytest.fixture
 def counting(tokenizer: Tokenizer, tmp_path: Path) -> Counting:
     tokenizer.save(tmp_path / "tokenizer")
-    return Counting.read(tmp_path / "tokenizer")
+    counting = Counting.read(tmp_path / "tokenizer")
+    counting.encoded = []
+    return counting
 
 
 @pytest.fixture
@@ -169,12 +171,6 @@ def test_sources_mix_by_repeat(tokenizer: Tokenizer, prepare: Any, tmp_path: Pat
     assert (counts.documents, counts.bytes) == (3 * len(first), 3 * len("".join(first).encode()))
     assert corpus.train.words == sum(len(text.split()) for text in train)
     corpus.train.verify()
-
-
-def test_half_a_surrogate_pair_is_replaced(tokenizer: Tokenizer, prepare: Any, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [*(sentence(n) for n in range(50)), "broken \ud800 emoji"])
-    corpus = prepare(settings_of(path))
-    assert "broken \ufffd emoji" in texts(tokenizer, corpus.train) + texts(tokenizer, corpus.validation)
 
 
 # Duplicates and overlap
@@ -387,6 +383,11 @@ def fsync(file):
     real(file)
 os.fsync = fsync
 """
+DIE_BETWEEN_FINISHED_FILES = """
+finish = preparing.TokenFileWriter.finish
+preparing.TokenFileWriter.finish = lambda self, header: finish(self, header) or die()
+"""
+DIE_BEFORE_RENAMING = "Path.rename = lambda *_: die()"
 DISK_OF_10_KB = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
 
 
@@ -420,12 +421,17 @@ def run(process: subprocess.Popen[str]) -> int:
 
 @pytest.mark.parametrize(
     "patch",
-    [DIE_AT_DOCUMENT.format(1), DIE_AT_DOCUMENT.format(400), *(DIE_AT_SYNC.format(n) for n in (1, 6, 23, 62, 68, 71))],
+    [
+        DIE_AT_DOCUMENT.format(400),
+        *(DIE_AT_SYNC.format(n) for n in (1, 6, 23, 62, 95)),
+        DIE_BETWEEN_FINISHED_FILES,
+        DIE_BEFORE_RENAMING,
+    ],
+    ids=["reading", *(f"at fsync {n}" for n in (1, 6, 23, 62, 95)), "between finished files", "before renaming"],
 )
 def test_kill_9_then_the_same_call(worker: Any, counting: Counting, tmp_path: Path, patch: str) -> None:
     """Killed while reading, inside a journal's writing, and while the finished files are put together."""
     assert run(worker("killed", patch)) == -9
-    assert files(tmp_path / "killed").get("train.tokens", b"")[:8] != b"GPTLABTK" or "SYNC" not in patch
     settings = build(CorpusSettings, worker.tree, "recipe.toml")
     [partial] = (tmp_path / "killed/corpora").glob("*.partial")
     journal = partial / "journal.json"
@@ -533,5 +539,5 @@ def test_memory_does_not_grow_with_the_text(tokenizer: Tokenizer, tmp_path: Path
                     file.write(json.dumps({"text": f"{n} {part} {book}"}) + "\n")
         command = [sys.executable, "-c", MEASURE, tmp_path / "tokenizer", path, tmp_path / "cache"]
         text_bytes, peaks[copies] = map(int, subprocess.run(command, check=True, capture_output=True).stdout.split())
-    assert text_bytes > 40e6
-    assert peaks[100] - peaks[10] < 10e3  # KiB: the nine tenths more are over 36 MB of text
+    assert text_bytes > 36e6
+    assert peaks[100] - peaks[10] < 10e3  # KiB, for 33 MB more

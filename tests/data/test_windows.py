@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab.data.batch import IGNORE, make_batch
@@ -34,6 +34,7 @@ def file_of(folder: Path, count: int) -> TokenFile:
     return TokenFile.open(path)
 
 
+@settings(deadline=None)
 @given(count=st.integers(10, 80), context=st.integers(1, 9), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 def test_training_is_a_ring(folder: Path, count: int, context: int, seed: int, epoch: int) -> None:
     file = file_of(folder, count)
@@ -73,6 +74,7 @@ def test_too_few_tokens(folder: Path) -> None:
     assert len(TrainingWindows(file_of(folder, 10), 9, 0)) == 1
 
 
+@settings(deadline=None)
 @given(count=st.integers(2, 80), context=st.integers(1, 30), size=st.integers(1, 7))
 def test_every_token_is_scored_once(folder: Path, count: int, context: int, size: int) -> None:
     file = file_of(folder, count)

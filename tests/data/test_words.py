@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab.data.words import count_words
@@ -19,6 +19,7 @@ def test_empty_texts_and_none() -> None:
     assert count_words(["", " ", "a", "", " a b\n"]).tolist() == [0, 0, 1, 0, 2]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters() | st.sampled_from(SPACES))))
 def test_equals_split(texts: list[str]) -> None:
     assert count_words(texts).tolist() == [len(text.split()) for text in texts]

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from gptlab.errors import RecipeError, TokenizerError
 from gptlab.settings import build, plain
+from gptlab.text import tokenizer as tokenizer_module
 from gptlab.text.tokenizer import EOS, Tokenizer, TokenizerSettings, resolve_tokenizer
 from gptlab.text.vocabulary import BYTE_OF_CHARACTER, Vocabulary
 
@@ -124,6 +125,18 @@ def test_documents_are_encoded_alike_alone_together_and_by_threads(tokenizer: To
     with ThreadPoolExecutor(4) as threads:
         for result in threads.map(tokenizer.encode_documents, [TEXTS] * 20):
             assert [ids.tolist() for ids in result] == alone
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.text(alphabet="ab \n🙂") | st.sampled_from([EOS, EOS[:-1], EOS[1:], "<", "", "\ud83d"])))
+@pytest.mark.parametrize("group_characters", [1, 9, 1 << 16])
+def test_documents_that_share_a_call_do_not_see_each_other(
+    tokenizer: Tokenizer, texts: list[str], group_characters: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "GROUP_CHARACTERS", group_characters)
+        together = [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+    assert together == [tokenizer.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize("whitespace", [" ", "\n"])

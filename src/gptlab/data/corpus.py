@@ -80,7 +80,8 @@ class CorpusSettings(Section):
 
     def held_out(self) -> dict[Split, SplitSettings]:
         """Validation, and test where there is one."""
-        return {"validation": self.validation} | ({"test": self.test} if self.test else {})
+        splits: dict[Split, SplitSettings | None] = {"validation": self.validation, "test": self.test}
+        return {split: section for split, section in splits.items() if section is not None}
 
     def splits(self) -> list[Split]:
         """The splits there are."""
@@ -149,7 +150,7 @@ def prepare_corpus(
 def training_documents(settings: CorpusSettings, seed: int = 0) -> Iterator[str]:
     """The text of the training side alone: what a tokenizer may learn from. `repeat` does not count here."""
     reading = Reading(_parts(settings), _shares(settings, seed), lambda progress: None)
-    return (item.piece.document.text for item in reading.items() if item.piece.split == "train")
+    return (piece.text for piece in reading.pieces() if piece.split == "train")
 
 
 def text_fingerprint(settings: CorpusSettings, seed: int = 0) -> str:
@@ -223,6 +224,9 @@ def _prepare(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer
     if folder.exists():  # damaged, else it would have been opened
         shutil.rmtree(folder)
     partial.rename(folder)
+    for path in folder.iterdir():
+        if path.suffix != ".tokens":  # what was needed only to continue
+            path.unlink()
 
 
 def _write(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer: Tokenizer) -> None:
@@ -230,7 +234,7 @@ def _write(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer: 
     preparation = Preparation(folder, settings.splits(), names, tokenizer)
     try:
         preparation.run(
-            reading.items(),
+            reading.pieces(),
             held=reading.divider.held,
             drop_overlap=settings.overlap == "drop",
             report=lambda: reading.report(preparation.documents, preparation.tokens),
@@ -242,18 +246,17 @@ def _write(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer: 
             writer.finish(_header(split, [counts for counts in table if counts.split == split], tokenizer))
     finally:
         preparation.close()
-    preparation.clean()
 
 
 def _table(preparation: Preparation, reading: Reading) -> list[SourceCounts]:
     table = []
     for number, part in enumerate(reading.parts):
+        divided_by = reading.divider.divided_by(number) if part.split == "train" else "whole"
         for split in SPLITS:
-            row = preparation.counts(number, split)
-            if split == part.split or any(row):
-                divided_by = reading.divider.divided_by(number) if part.split == "train" else "whole"
+            counts = preparation.counts(number, split)
+            if split == part.split or any(counts.values()):
                 empty = part.source.documents_empty if split == part.split else 0
-                table.append(SourceCounts(part.name, split, *row, empty, divided_by))
+                table.append(SourceCounts(name=part.name, split=split, empty=empty, divided_by=divided_by, **counts))
     return table
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -30,8 +30,8 @@ from gptlab.errors import DataError
 
 BATCH_CHARACTERS = 1 << 19
 BATCH_PIECES = 2048
-WAITING_CHARACTERS = 1 << 25
-"""More than this is not read ahead of the encoders, so that a few huge documents do not fill the memory."""
+WAITING_CHARACTERS = 1 << 22
+"""More than this, for each encoder, is not read ahead, so that a few huge documents do not fill the memory."""
 JOURNAL_SECONDS = 2.0
 REPORT_SECONDS = 0.25
 COUNT_SECONDS = 10.0
@@ -54,37 +54,23 @@ class Encoder(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
 
-class Item(NamedTuple):
-    """A piece and the number of the source it comes from."""
-
-    source: int
-    piece: Piece
-
-    @property
-    def row(self) -> int:
-        """Where it is counted."""
-        return self.source * len(SPLITS) + SPLITS.index(self.piece.split)
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive items. rows (n,): where each is counted; digests (n,); fates (n,): KEPT, or the column it is
-    counted in."""
+    """Consecutive pieces, of so many characters in all. rows (n,): where each is counted; digests (n,); fates (n,):
+    KEPT, or the column it is counted in."""
 
-    items: list[Item]
+    pieces: list[Piece]
+    characters: int
     rows: np.ndarray
     digests: np.ndarray
     fates: np.ndarray
 
     def after(self, count: int) -> Batch:
-        """Without the first `count` items."""
-        return Batch(self.items[count:], self.rows[count:], self.digests[count:], self.fates[count:])
+        """Without the first `count` pieces."""
+        return Batch(self.pieces[count:], self.characters, self.rows[count:], self.digests[count:], self.fates[count:])
 
-    def kept(self) -> list[Item]:
-        return [item for item, fate in zip(self.items, self.fates, strict=True) if fate == KEPT]
-
-    def characters(self) -> int:
-        return sum(len(item.piece.document.text) for item in self.items)
+    def kept(self) -> list[Piece]:
+        return list(compress(self.pieces, self.fates == KEPT))
 
 
 class Preparation:
@@ -111,9 +97,9 @@ class Preparation:
         self._journaled_at = time.monotonic()
 
     def run(
-        self, items: Iterable[Item], *, held: Sequence[bytes], drop_overlap: bool, report: Callable[[], None]
+        self, pieces: Iterable[Piece], *, held: Sequence[bytes], drop_overlap: bool, report: Callable[[], None]
     ) -> None:
-        """Writes all items. `held` are digests that stand in validation or test and come later than training.
+        """Writes all pieces. `held` are digests that stand in validation or test and come later than training.
 
         `report` is called at least four times a second. DataError where training overlaps validation or test and
         `drop_overlap` is false.
@@ -121,19 +107,18 @@ class Preparation:
         self._held.add(as_array(held))
         workers = _cores()
         waiting: deque[tuple[Batch, Future]] = deque()
-        batches = self._batches(items, report)
+        batches = self._batches(pieces, report)
         with ThreadPoolExecutor(workers) as pool:
             for batch in self._unwritten(batches):
                 if not drop_overlap and (batch.fates == OVERLAPPING).any():
                     raise self._overlap(batch, batches)
                 waiting.append((batch, pool.submit(self._encode, batch.kept())))
-                while len(waiting) > workers + 1 or (
-                    len(waiting) > 1 and sum(b.characters() for b, _ in waiting) > WAITING_CHARACTERS
-                ):
+                while len(waiting) > 2 * workers or _too_much([b for b, _ in waiting], workers * WAITING_CHARACTERS):
                     self._write(*waiting.popleft(), report)
             while waiting:
                 self._write(*waiting.popleft(), report)
         self._write_journal()
+        report()
 
     def repeat(self, times: Sequence[int]) -> None:
         """Writes the training documents of each training source so many times in all (they come first by number).
@@ -148,9 +133,9 @@ class Preparation:
             row[:WRITTEN] *= n
             tokens, documents = tokens + more_tokens, documents + more_documents
 
-    def counts(self, source: int, split: Split) -> list[int]:
+    def counts(self, source: int, split: Split) -> dict[str, int]:
         """COUNTS of one source in one split."""
-        return self.table[source * len(SPLITS) + SPLITS.index(split)].tolist()
+        return dict(zip(COUNTS, self.table[_row(source, split)].tolist(), strict=True))
 
     @property
     def documents(self) -> int:
@@ -162,59 +147,54 @@ class Preparation:
 
     def close(self) -> None:
         """Closes the files; where the disk is full, what was not written stays unwritten."""
-        for file in (self._log, *self.writers.values()):
+        for close in (self._log.close, *(writer.close for writer in self.writers.values())):
             with suppress(OSError):
-                file.close()
+                close()
 
-    def clean(self) -> None:
-        """Removes what was needed only to continue."""
-        for name in ("digests", "journal.json"):
-            (self.folder / name).unlink()
-
-    def _batches(self, items: Iterable[Item], report: Callable[[], None]) -> Iterator[Batch]:
-        batch: list[Item] = []
+    def _batches(self, pieces: Iterable[Piece], report: Callable[[], None]) -> Iterator[Batch]:
+        batch: list[Piece] = []
         characters = 0
         reported_at = 0.0
-        for item in items:
-            batch.append(item)
-            characters += len(item.piece.document.text)
+        for piece in pieces:
+            batch.append(piece)
+            characters += len(piece.text)
             if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_PIECES:
-                yield self._decide(batch)
+                yield self._decide(batch, characters)
                 batch, characters = [], 0
             if time.monotonic() - reported_at > REPORT_SECONDS:
                 report()
                 reported_at = time.monotonic()
         if batch:
-            yield self._decide(batch)
+            yield self._decide(batch, characters)
 
-    def _decide(self, items: list[Item]) -> Batch:
+    def _decide(self, pieces: list[Piece], characters: int) -> Batch:
         """Training drops what stands in validation or test, and what it has seen; they themselves drop nothing."""
-        digests = as_array([item.piece.document.digest for item in items])
-        rows = np.array([item.row for item in items])
-        fates = np.full(len(items), KEPT)
+        digests = as_array([piece.digest for piece in pieces])
+        rows = np.array([_row(piece.source, piece.split) for piece in pieces])
+        fates = np.full(len(pieces), KEPT)
         training = rows % len(SPLITS) == SPLITS.index("train")
         self._held.add(digests[~training])
         fates[training & self._held.contains(digests)] = OVERLAPPING
         candidates = np.flatnonzero(training & (fates == KEPT))
         fates[candidates[~self._seen.add(digests[candidates])]] = DUPLICATE
-        return Batch(items, rows, digests, fates)
+        return Batch(pieces, characters, rows, digests, fates)
 
     def _unwritten(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Leaves out what the journal says is written, after comparing it with what was read then."""
         left = self.pieces
         with (self.folder / "digests").open("rb") as log:
             for batch in batches:
-                known = min(left, len(batch.items))
+                known = min(left, len(batch.pieces))
                 if log.read(DIGEST_BYTES * known) != batch.digests[:known].tobytes():
                     raise ContinueError
                 left -= known
-                if known < len(batch.items):
+                if known < len(batch.pieces):
                     yield batch.after(known)
         if left:
             raise ContinueError
 
-    def _encode(self, items: list[Item]) -> tuple[list[np.ndarray], np.ndarray]:
-        texts = [item.piece.document.text for item in items]
+    def _encode(self, pieces: list[Piece]) -> tuple[list[np.ndarray], np.ndarray]:
+        texts = [piece.text for piece in pieces]
         return self.encoder.encode_documents(texts), count_words(texts)
 
     def _write(self, batch: Batch, encoding: Future, report: Callable[[], None]) -> None:
@@ -222,7 +202,7 @@ class Preparation:
             report()
         ids, words = encoding.result()
         kept = batch.fates == KEPT
-        rows, sizes = batch.rows[kept], [item.piece.document.size for item in batch.kept()]
+        rows, sizes = batch.rows[kept], [piece.size for piece in batch.kept()]
         counted = [np.ones(len(rows), np.int64), np.array(sizes, np.int64), words, np.array([len(i) + 1 for i in ids])]
         for column, values in enumerate(counted):
             np.add.at(self.table[:, column], rows, values.astype(np.int64))
@@ -230,12 +210,12 @@ class Preparation:
         for split, writer in self.writers.items():
             writer.append([ids[i] for i in np.flatnonzero(rows % len(SPLITS) == SPLITS.index(split))])
         self._log.write(batch.digests.tobytes())
-        self.pieces += len(batch.items)
+        self.pieces += len(batch.pieces)
         if time.monotonic() - self._journaled_at > JOURNAL_SECONDS:
             self._write_journal()
 
     def _overlap(self, batch: Batch, rest: Iterator[Batch]) -> DataError:
-        first = batch.items[int(np.flatnonzero(batch.fates == OVERLAPPING)[0])]
+        first = batch.pieces[int(np.flatnonzero(batch.fates == OVERLAPPING)[0])]
         deadline = time.monotonic() + COUNT_SECONDS
         count, whole = 0, True
         for each in chain([batch], rest):
@@ -245,7 +225,7 @@ class Preparation:
                 break
         return DataError(
             f"{'' if whole else 'at least '}{count:,} training document(s) also stand in validation or test; one, "
-            f"of the source {self.names[first.source]!r}, starts {first.piece.document.text.strip()[:60]!r}. What is "
+            f"of the source {self.names[first.source]!r}, starts {first.text.strip()[:60]!r}. What is "
             'scored must not have been trained on: set data.overlap = "drop" to drop them from training.'
         )
 
@@ -269,6 +249,16 @@ class Preparation:
             sync(file)
         os.replace(path.with_suffix(".new"), path)
         self._journaled_at = time.monotonic()
+
+
+def _row(source: int, split: Split) -> int:
+    """Where in the table a split of a source is counted."""
+    return source * len(SPLITS) + SPLITS.index(split)
+
+
+def _too_much(waiting: Sequence[Batch], limit: int) -> bool:
+    """Whether more than one batch, and more text than the limit, waits for the encoders."""
+    return len(waiting) > 1 and sum(batch.characters for batch in waiting) > limit
 
 
 def _cores() -> int:

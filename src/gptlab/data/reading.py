@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from gptlab.data.preparing import Item
 from gptlab.data.sources import Source, SourceSettings
-from gptlab.data.splitting import Divider, Piece, Shares, Split, make_document
+from gptlab.data.splitting import Divider, Piece, Shares, Split, make_piece
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,15 @@ class Reading:
         looks = [Source(part.source.settings) for part in self.parts if part.split == "train"]
         return Divider([source.documents for source in looks], self.shares)  # which leave bytes_read as they are
 
-    def items(self) -> Iterator[Item]:
+    def pieces(self) -> Iterator[Piece]:
         """Every piece of every part, in an order that never changes."""
         for number, part in sorted(enumerate(self.parts), key=lambda each: each[1].split == "train"):
             self._now = part
             for text in part.source.documents():
                 if part.split == "train":
-                    yield from (Item(number, piece) for piece in self.divider.divide(number, text))
+                    yield from self.divider.divide(number, text)
                 else:
-                    yield Item(number, Piece(part.split, make_document(text, self.shares.seed)))
+                    yield make_piece(number, part.split, text, self.shares.seed)
 
     def report(self, documents: int, tokens: int) -> None:
         """Calls `on_progress`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -23,29 +24,19 @@ HEAD_DOCUMENTS = 20
 """A source with fewer documents is divided by its documents' tails."""
 
 
-class Document(NamedTuple):
-    """A document's text, its size in UTF-8 bytes and its digest."""
+class Piece(NamedTuple):
+    """A document, or a part of one: the number of its source, the split it goes to, UTF-8 bytes, and digest."""
 
+    source: int
+    split: Split
     text: str
     size: int
     digest: bytes
 
 
-class Piece(NamedTuple):
-    """A document, or a part of one, and the split it goes to."""
-
-    split: Split
-    document: Document
-
-
-def make_document(text: str, seed: int) -> Document:
-    """The text with its digest; half a surrogate pair (JSON's `\\ud800`), which no UTF-8 can hold, becomes U+FFFD."""
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        data = text.encode()
-    return Document(text, len(data), digest(data, seed))
+def make_piece(source: int, split: Split, text: str, seed: int) -> Piece:
+    data = text.encode()
+    return Piece(source, split, text, len(data), digest(data, seed))
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class Shares:
     test: float = 0.0
     seed: int = 0
 
-    @property
+    @cached_property
     def held(self) -> dict[Split, float]:
         """The splits that are taken from the training sources, with their shares."""
         held: dict[Split, float] = {"test": self.test, "validation": self.validation}
@@ -94,23 +85,24 @@ class Divider:
             return "whole"
         return "tail" if self._by_tail[source] else "document"
 
-    def divide(self, source: int, text: str) -> Iterator[Piece]:
+    def divide(self, source: int, text: str) -> Iterable[Piece]:
         """The pieces of a document of this source."""
         if self._by_tail[source]:
-            return self._cut(text)
-        document = make_document(text, self.shares.seed)
-        split = self._sent.get(document.digest) or self.shares.side(document.digest)
-        return iter([Piece(split, document)])
+            return self._cut(source, text)
+        piece = make_piece(source, "train", text, self.shares.seed)
+        split = self._sent.get(piece.digest) or self.shares.side(piece.digest)
+        return (piece if split == "train" else piece._replace(split=split),)
 
     def _look_at(self, documents: Callable[[], Iterator[str]]) -> None:
+        source = len(self._by_tail)
         if not self.shares.held:
             self._by_tail.append(False)
             return
         digests: list[bytes] = []
         held: list[bytes] = []
         for text in islice(documents(), HEAD_DOCUMENTS):  # read again later: twenty books need not fit into memory
-            digests.append(make_document(text, self.shares.seed).digest)
-            held += [piece.document.digest for piece in self._cut(text) if piece.split != "train"]
+            digests.append(make_piece(source, "train", text, self.shares.seed).digest)
+            held += [piece.digest for piece in self._cut(source, text) if piece.split != "train"]
         self._by_tail.append(len(digests) < HEAD_DOCUMENTS)
         if self._by_tail[-1]:
             self.held += held
@@ -125,17 +117,17 @@ class Divider:
             if split not in sides.values() and training:
                 self._sent[min(training, key=_place)] = split
 
-    def _cut(self, text: str) -> Iterator[Piece]:
+    def _cut(self, source: int, text: str) -> Iterator[Piece]:
         end = len(text)
-        pieces: list[tuple[Split, str]] = []
+        parts: list[tuple[Split, str]] = []
         for split, share in reversed(self.shares.held.items()):
             start = _boundary(text, end, round(share * len(text)))
-            pieces.append((split, text[start:end]))
+            parts.append((split, text[start:end]))
             end = start
-        pieces.append(("train", text[:end]))
-        for split, piece in reversed(pieces):
-            if piece and not piece.isspace():
-                yield Piece(split, make_document(piece, self.shares.seed))
+        parts.append(("train", text[:end]))
+        for split, part in reversed(parts):
+            if part and not part.isspace():
+                yield make_piece(source, split, part, self.shares.seed)
 
 
 def _place(document_digest: bytes) -> float:

@@ -129,7 +129,7 @@ class TokenFile:
         """Reads all tokens and compares their CRC-32; DataError where a bit has changed."""
         crc = 0
         for start in range(0, self.count, CHUNK_TOKENS):
-            crc = zlib.crc32(self.tokens[start : start + CHUNK_TOKENS], crc)
+            crc = zlib.crc32(self.tokens[start : start + CHUNK_TOKENS].tobytes(), crc)
         if crc != self._prelude.crc32:
             raise DataError(
                 f"{self.path}: is damaged (CRC-32 {crc:08x}, wanted {self._prelude.crc32:08x}). "

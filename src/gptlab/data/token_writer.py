@@ -36,9 +36,10 @@ class TokenFileWriter:
         self.path, self.written = path, written
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self._eos = np.array([eos_id], dtype=np.uint32)
-        if not written.tokens:
-            path.write_bytes(b"\0" * PRELUDE_BYTES)
-        self._tokens = open_at(path, PRELUDE_BYTES + written.tokens * self.dtype.itemsize)
+        self._tokens = open_at(path, PRELUDE_BYTES + written.tokens * self.dtype.itemsize if written.tokens else 0)
+        self._tokens.seek(0)
+        self._tokens.write(bytes(PRELUDE_BYTES))
+        self._tokens.seek(0, os.SEEK_END)
         self._offsets = open_at(path.with_suffix(".offsets"), 8 * written.documents)
 
     def append(self, documents: Sequence[np.ndarray]) -> None:
@@ -66,7 +67,10 @@ class TokenFileWriter:
         return self.written
 
     def finish(self, header: Mapping[str, Any]) -> None:
-        """Adds offsets and header and, last, the prelude that makes the file a token file."""
+        """Adds offsets and header and, last, the prelude that makes the file a token file.
+
+        The offsets' file stays: while it is there, the work can be continued even from here.
+        """
         data = json.dumps(header, indent=1, ensure_ascii=False).encode()
         written = self.written
         prelude = Prelude(VERSION, self.dtype.itemsize, written.tokens, written.documents, 0, len(data), written.crc32)
@@ -81,7 +85,6 @@ class TokenFileWriter:
         self._tokens.write(prelude.pack())
         sync(self._tokens)
         self.close()
-        os.unlink(self._offsets.name)
 
     def close(self) -> None:
         self._tokens.close()

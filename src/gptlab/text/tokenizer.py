@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 SMALLEST_VOCABULARY = 257
 """A token for each byte, and EOS: what a tokenizer without a single merge has."""
 
-
 GROUP_CHARACTERS = 1 << 16
 """How much text is encoded in one call where documents are shorter."""
 
@@ -143,7 +142,7 @@ class Tokenizer:
             return self._encode_slowly(text)
         try:
             return self._fast.encode_to_numpy(text, disallowed_special=())
-        except ValueError:  # half a surrogate pair; or more than ~10⁵ spaces in a row, too many for tiktoken's regex
+        except ValueError:  # half a surrogate pair; or a million spaces in a row, too many for tiktoken's regex
             return self._encode_slowly(text)
 
     def _encode_slowly(self, text: str) -> np.ndarray:
