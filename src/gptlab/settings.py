@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,11 @@ Tree = dict[str, Any]
 
 
 class Section(BaseModel):
-    """A frozen section of a recipe: unknown keys are errors, "5" is no number, 5 is a float too."""
+    """A frozen section of a recipe: unknown keys are errors, "5" is no number, nor is inf; 5 is a float too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 S = TypeVar("S", bound=Section)
@@ -39,7 +41,7 @@ S = TypeVar("S", bound=Section)
 def read_toml(path: Path) -> Tree:
     """The tree in a TOML file; RecipeError where it is missing, no text, or no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins with a mark
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -84,7 +86,7 @@ def build(cls: type[S], tree: Mapping[str, Any], source: str) -> S:
         # As JSON, because pydantic's strict Python mode takes no list for a tuple, nor a string for a path.
         return cls.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{source}: {_explain(cls, e)}" for e in error.errors())) from None
+        raise RecipeError("\n".join(f"{source}: {line}" for line in _explain(cls, tree, error))) from None
 
 
 def plain(section: Section) -> Tree:
@@ -112,25 +114,59 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _explain(cls: type[Section], error: Any) -> str:
-    path = [part for part in error["loc"] if not (isinstance(part, str) and ("[" in part or "(" in part))]
-    where = ".".join(str(part) for part in path)
-    found = error["input"]
-    if error["type"] == "extra_forbidden":
-        keys = _keys_at(cls, path[:-1])
-        return f"{where} = {found!r}: unknown key{nearest(str(path[-1]), keys)}; there is {', '.join(keys)}"
-    if error["type"] == "missing":
+WORDS = {
+    "model_type": "wanted a section with keys",
+    "tuple_type": "wanted a list",
+    "too_short": "wanted at least {min_length} of them, found {actual_length}",
+    "too_long": "wanted at most {max_length} of them, found {actual_length}",
+    "string_too_short": "wanted some text",
+}
+"""pydantic's kinds of error that its own message does not say in the words of a recipe."""
+
+
+def _explain(cls: type[Section], tree: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """A line for everything that is wrong, what a value may be instead joined by "or"."""
+    faults: dict[tuple[Any, ...], list[Any]] = {}
+    for each in error.errors():
+        faults.setdefault(_place(tree, each["loc"]), []).append(each)
+    lines = []
+    for place, alternatives in faults.items():
+        if any(other[: len(place)] == place != other for other in faults):
+            continue  # a list is only called too short because of a fault in one of its items
+        first, *others = (_words(cls, place, each) for each in alternatives)
+        lines.append(" or ".join([first, *(words.rpartition("input should be ")[2] for words in others)]))
+    return lines
+
+
+def _place(tree: Any, location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys and numbers of a pydantic location, which also names the members of a union."""
+    place: list[Any] = []
+    for part in location:
+        if not isinstance(tree, Mapping | list | tuple):
+            break
+        place.append(part)
+        tree = tree.get(part) if isinstance(tree, Mapping) else tree[part]
+    return tuple(place)
+
+
+def _words(cls: type[Section], place: tuple[Any, ...], error: Any) -> str:
+    where, found, kind = ".".join(map(str, place)), error["input"], error["type"]
+    if kind == "extra_forbidden":
+        keys = _keys_at(cls, place[:-1])
+        return f"{where} = {found!r}: unknown key{nearest(str(place[-1]), keys)}; there is {', '.join(keys)}"
+    if kind == "missing":
         return f"{where}: is missing and has no default"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] in ("value_error", "assertion_error"):
+    message = WORDS[kind].format(**error.get("ctx", {})) if kind in WORDS else error["msg"]
+    message = message.removeprefix("Value error, ")
+    if kind in ("value_error", "assertion_error"):
         return f"{where}: {message}" if where else message
-    if isinstance(found, str) and error["type"] == "literal_error":
+    if isinstance(found, str) and kind == "literal_error":
         expected = error["ctx"]["expected"].replace(" or ", ", ").split(", ")
         message += nearest(found, [word.strip("'") for word in expected])
     return f"{where} = {found!r}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
+def _keys_at(cls: type[BaseModel], path: Sequence[Any]) -> list[str]:
     """The keys of the section that `path` leads to, by the names a recipe writes."""
     for part in path:
         if isinstance(part, str) and part in _fields(cls):

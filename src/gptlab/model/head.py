@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 2**25
 """Logits held at once: 128 MiB in float32, 667 positions of GPT-2's vocabulary. Smaller chunks read and write
-the weight's gradient more often, larger ones only cost memory (benchmarks/head.py)."""
+the weight's gradient more often, larger ones only cost memory."""
 
 
 def summed_cross_entropy(

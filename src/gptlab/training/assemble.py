@@ -11,19 +11,18 @@ from torch import nn
 from gptlab.data.batch import steps_per_epoch
 from gptlab.device import describe_device, measure_peak_flops, pick_device, pick_precision
 from gptlab.errors import CheckpointError, TrainingStopped
-from gptlab.evaluation.scores import Scorer, unigram_loss
 from gptlab.model.build import build_model, flops_per_token, parameter_count
 from gptlab.model.huggingface import load_model
-from gptlab.objectives.base import exp
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.checkpoint import load_state
 from gptlab.run.run import Run
 from gptlab.training.cadence import Cadence
 from gptlab.training.continuing import find_run, is_finished, make_length, make_origin, new_folder, open_run
+from gptlab.training.ending import evaluate_ends
 from gptlab.training.fit import decide_micro_batch
 from gptlab.training.loop import Engine, State, deterministic, train
 from gptlab.training.optimizer import Optimizer
-from gptlab.training.prepare import Prepared, prepare
+from gptlab.training.prepare import prepare
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
 from gptlab.training.screen import check_disk, checkpoint_disk_bytes, screen, sources_table
@@ -98,6 +97,7 @@ def train_recipe(
             cadence=Cadence(
                 recipe.validation.every_steps, recipe.samples.every_steps, recipe.checkpoints.every_steps,
                 steps_per_epoch(len(data.rows), recipe.training.batch_size),
+                evaluation_cost=recipe.validation.sampled_rows / (3 * recipe.training.batch_size),
             ),
             validation=recipe.validation,
             samples=recipe.samples,
@@ -134,21 +134,3 @@ def train_recipe(
         run.write_evaluation(evaluate_ends(run, engine, data, progress))
         watcher.write_state(state, length, "finished")
     return run
-
-
-def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) -> dict[str, Any]:
-    """The whole validation set by the best and the last checkpoint, and the test set, once, by the best."""
-    context = data.rows.context
-    scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
-    best, last = run.checkpoint("best"), run.checkpoint("last")
-    scores: dict[str, Any] = {"context": context, "stride": context}
-    for which, checkpoint in (("best", best), *([("last", last)] if last != best else [])):
-        model = load_model(checkpoint, device=engine.device)
-        scores[which] = {"step": int(checkpoint.name)}
-        splits = {"validation": data.validation, **({"test": data.test} if data.test and which == "best" else {})}
-        for split, text in splits.items():
-            with progress.busy(f"scoring {split} by the {which} checkpoint") as tell:
-                values = scorer.text(model, text, lambda done, total: tell(f"{done:,}/{total:,} rows"))
-            unigram = unigram_loss(data.corpus.train.tokens, text.file.tokens, data.tokenizer.vocab_size)
-            scores[which][split] = {**values, "unigram_perplexity": exp(unigram)}
-    return scores

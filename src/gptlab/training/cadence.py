@@ -17,7 +17,7 @@ SAMPLINGS = 5
 
 
 class ValidationSettings(Section):
-    """`[validation]`: the same rows each time. Every `every_steps` (0: twenty times a run) the loss on
+    """`[validation]`: the same rows each time. Every `every_steps` (0: up to twenty times a run) the loss on
     `sampled_rows` fixed rows; at the end of an epoch, and of the run, on the whole set. `best` follows the
     loss named by `best_by`. Where it has not improved for `patience` evaluations, an alarm; with `stop`, the
     end."""
@@ -46,9 +46,15 @@ class Cadence:
     sample_every: int
     save_every: int
     epoch_steps: int
+    evaluation_cost: float = 0.0
+    """What an evaluation costs, in steps. Where no cadence is named they together cost a tenth of a run at most."""
 
     def evaluation(self, step: int, total: int | None) -> bool:
-        return _turn(step, total, self.evaluate_every, EVALUATIONS)
+        return _turn(step, total, self.evaluate_every, self._evaluations(total))
+
+    def _evaluations(self, total: int | None) -> int:
+        affordable = total / (10 * self.evaluation_cost) if total and self.evaluation_cost else EVALUATIONS
+        return max(1, min(EVALUATIONS, int(affordable)))
 
     def whole_validation(self, step: int, total: int | None) -> bool:
         """At the end of the run and of an epoch; where epochs are very short, of some twenty of them."""
@@ -62,7 +68,7 @@ class Cadence:
         return _turn(step, total, self.sample_every, SAMPLINGS)
 
     def save(self, step: int, total: int | None) -> bool:
-        return _turn(step, total, self.save_every or self.evaluate_every, EVALUATIONS)
+        return _turn(step, total, self.save_every or self.evaluate_every, self._evaluations(total))
 
 
 def _turn(step: int, total: int | None, every: int, times: int) -> bool:

@@ -58,8 +58,8 @@ def decide_micro_batch(
     if needed > available * SAFE_SHARE:
         raise MemoryLimitError(
             f"not even one row fits: a step needs about {size(needed)}, and {size(available)} are free. What helps, "
-            f"the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter model.context, "
-            f"a smaller model. training.micro_batch_size=1 tries it all the same"
+            f"the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter "
+            f"model.context, a smaller model. training.micro_batch_size=1 tries it all the same"
         )
     return Fit(micro, here + needed, here + available)
 

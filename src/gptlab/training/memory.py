@@ -56,6 +56,16 @@ class LiveStorages(TorchDispatchMode):
         self.live -= self._sizes.pop(key, 0)
 
 
+class _TracedStorages(LiveStorages):
+    """The same for a traced step, in which a tensor that is asked for its value says 1: a size never depends on
+    it, and an optimizer that asks (Adafactor) could not be traced otherwise."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def predict_peak_bytes(
     make_model: Callable[[], nn.Module],
     objective: Objective,
@@ -71,18 +81,18 @@ def predict_peak_bytes(
     `make_model` makes the model as the run would; here it gets no memory.
     """
     cpu = torch.device("cpu")
-    with FakeTensorMode(), LiveStorages() as storages:
+    with FakeTensorMode(), _TracedStorages() as storages:
         model = make_model()
         engine = Engine(model, objective, Optimizer(model, settings), cpu, precision, micro_batch_size, 1.0)
         # More than two micro-batches need no more memory than two: the gradients are there after the first.
-        batch = _full_batch(min(batch_size, 2 * micro_batch_size), context)
+        batch = full_batch(min(batch_size, 2 * micro_batch_size), context)
         for _ in range(2):
             gradients(engine, batch)
             descend(engine)
     return storages.peak
 
 
-def _full_batch(rows: int, context: int) -> Batch:
+def full_batch(rows: int, context: int) -> Batch:
     """The worst batch there is: every row full, every position supervised."""
     tokens = torch.zeros((rows, context), dtype=torch.int64)
     return _Full(tokens, tokens, torch.arange(rows * context), torch.arange(rows), float(rows * context))
@@ -94,7 +104,7 @@ class _Full(Batch):
     def split(self, micro_batch_size: int) -> Any:
         for start in range(0, len(self), micro_batch_size):
             rows = min(micro_batch_size, len(self) - start)
-            yield _full_batch(rows, self.tokens.shape[1])
+            yield full_batch(rows, self.tokens.shape[1])
 
 
 def choose_micro_batch(predict: Callable[[int], int], batch_size: int, available: int) -> tuple[int, int]:

@@ -32,11 +32,11 @@ class Optimizer:
     """One or two of torch's optimizers that step together over a model's trainable parameters."""
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
-        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-        inside = [
-            p for p, name in self._names.items() if settings.kind == "muon" and p.dim() == 2 and name.startswith("h.")
-        ]
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
+        self.parameters = list(named.values())
+        muon = settings.kind == "muon"
+        inside = [p for name, p in named.items() if muon and p.dim() == 2 and name.startswith("h.")]
         chosen = set(inside)
         rest = [p for p in self.parameters if p not in chosen]
         self.parts = [_make(settings, rest)]

@@ -5,12 +5,13 @@ Each section is defined beside the code that reads it; here they only meet.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gptlab import settings
 from gptlab.data.corpus import CorpusSettings
@@ -37,7 +38,7 @@ class TrainingSettings(Section):
     tokens: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
-    micro_batch_size: int | Literal["auto"] = "auto"
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
@@ -49,8 +50,6 @@ class TrainingSettings(Section):
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"wanted exactly one of {', '.join(LENGTHS)}; found {found}")
-        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
-            raise ValueError(f'micro_batch_size = {self.micro_batch_size}: wanted at least 1, or "auto"')
         return self
 
 
@@ -60,7 +59,8 @@ LENGTHS = ("epochs", "max_steps", "tokens", "minutes")
 class Recipe(Section):
     """One run: what is trained, on what, how, for how long."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str
+    """The run's folder."""
     seed: int = Field(1337, ge=0)
     model: ModelSettings
     tokenizer: TokenizerSettings
@@ -73,6 +73,16 @@ class Recipe(Section):
     samples: SampleSettings = SampleSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                f"{name!r} cannot be the name of a run's folder: wanted letters, digits and . _ - behind a letter or "
+                "digit (--name NAME gives it one)"
+            )
+        return name
+
 
 def load_recipe(
     recipe: str | Path, *changes: str, variant: str | None = None, data: Sequence[str] = (), name: str | None = None
@@ -84,7 +94,7 @@ def load_recipe(
     """
     path = find_recipe(str(recipe))
     tree = settings.read_toml(path)
-    variants = tree.pop("variants", {})
+    variants = _variants(tree.pop("variants", {}), path)
     tree.setdefault("name", path.stem)
     if variant is not None:
         if variant not in variants:
@@ -101,6 +111,12 @@ def load_recipe(
     if name is not None:
         tree["name"] = name
     return settings.build(Recipe, tree, str(path))
+
+
+def _variants(variants: Any, path: Path) -> dict[str, Tree]:
+    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+        raise RecipeError(f'{path}: variants: wanted [variants.NAME] sections of changes: "section.key" = value')
+    return variants
 
 
 def _change(tree: Tree, changes: Tree) -> Tree:

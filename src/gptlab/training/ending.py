@@ -1,0 +1,40 @@
+"""The scores of a finished run, as evaluation.json keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptlab.data.windows import ScoredWindows
+from gptlab.evaluation.scores import Scorer, unigram_loss
+from gptlab.model.huggingface import load_model
+from gptlab.objectives.base import exp
+from gptlab.run.run import Run
+from gptlab.training.loop import Engine
+from gptlab.training.prepare import Prepared
+from gptlab.training.progress import Progress
+
+
+def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) -> dict[str, Any]:
+    """The whole validation set by the best and the last checkpoint, and the test set, once, by the best."""
+    context = data.rows.context
+    scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
+    best, last = run.checkpoint("best"), run.checkpoint("last")
+    scored = {line["step"]: line for line in run.metrics("validation")}
+    scores: dict[str, Any] = {"context": context, "stride": context}
+
+    def score(checkpoint: Path, split: str, text: ScoredWindows) -> dict[str, float]:
+        values = scored.get(int(checkpoint.name)) if split == "validation" else None
+        if values is None:
+            model = load_model(checkpoint, device=engine.device)
+            with progress.busy(f"scoring {split} by step {checkpoint.name}") as tell:
+                values = scorer.text(model, text, lambda done, total: tell(f"{done:,}/{total:,} rows"))
+        unigram = unigram_loss(data.corpus.train.tokens, text.file.tokens, data.tokenizer.vocab_size)
+        of_the_run = ("event", "step", "seconds")
+        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": exp(unigram)}
+
+    for which, checkpoint in {"best": best, **({} if last == best else {"last": last})}.items():
+        scores[which] = {"step": int(checkpoint.name), "validation": score(checkpoint, "validation", data.validation)}
+    if data.test:
+        scores["best"]["test"] = score(best, "test", data.test)
+    return scores

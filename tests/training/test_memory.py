@@ -1,0 +1,61 @@
+"""The traced prediction against the same count of the real step, and the choice it leads to."""
+
+import pytest
+import torch
+
+from gptlab.device import Precision
+from gptlab.model.gpt import GPT, GPTShape
+from gptlab.objectives.language import LanguageObjective
+from gptlab.training.loop import Engine, descend, gradients
+from gptlab.training.memory import PROCESS_OVERHEAD, LiveStorages, choose_micro_batch, full_batch, predict_peak_bytes
+from gptlab.training.optimizer import Optimizer, OptimizerSettings
+
+FLOAT32 = Precision("float32", torch.float32, "")
+SHAPE = GPTShape(vocab_size=1003, context=32, n_layer=3, n_head=4, n_embd=32, dropout=0.1)
+
+
+def predicted(rows, *, batch=8, kind="adamw", shape=SHAPE, checkpointing=False, precision=FLOAT32):
+    def make_model():
+        model = GPT(shape)
+        model.activation_checkpointing = checkpointing
+        return model
+
+    settings = OptimizerSettings(kind=kind)
+    return predict_peak_bytes(
+        make_model, LanguageObjective(), settings, precision=precision, micro_batch_size=rows, batch_size=batch,
+        context=shape.context,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "adafactor", "muon"])
+def test_the_prediction_is_what_the_real_step_counts(kind):
+    with LiveStorages() as storages:
+        model = GPT(SHAPE)
+        optimizer = Optimizer(model, OptimizerSettings(kind=kind))
+        engine = Engine(model, LanguageObjective(), optimizer, torch.device("cpu"), FLOAT32, 4, 1.0)
+        batch = full_batch(8, SHAPE.context)
+        for _ in range(2):
+            gradients(engine, batch)
+            descend(engine)
+    assert predicted(4, kind=kind) == pytest.approx(storages.peak, rel=0.01)
+
+
+def test_memory_follows_what_memory_must_follow():
+    wide = GPTShape(**{**SHAPE.__dict__, "n_embd": 64})
+    assert predicted(1) < predicted(4) < predicted(8)
+    assert predicted(4, batch=64) == predicted(4, batch=8)  # accumulation costs nothing
+    assert predicted(8, checkpointing=True) < predicted(8)
+    assert predicted(1, kind="sgd") < predicted(1, kind="adamw")
+    assert predicted(1, shape=wide) > predicted(1)
+    weights = 4 * sum(p.numel() for p in GPT(SHAPE).parameters())
+    assert predicted(1) > 4 * weights  # weights, gradients, two moments
+
+
+def test_the_largest_micro_batch_that_fits_is_chosen():
+    def predict(size):
+        return 100 * size
+
+    assert choose_micro_batch(predict, 32, round(3200 * PROCESS_OVERHEAD)) == (32, round(3200 * PROCESS_OVERHEAD))
+    assert choose_micro_batch(predict, 32, 1000)[0] == 8
+    assert choose_micro_batch(predict, 6, 400)[0] == 3
+    assert choose_micro_batch(predict, 32, 10) == (1, round(100 * PROCESS_OVERHEAD))  # and the caller refuses
