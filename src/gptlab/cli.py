@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import re
 import sys
 
@@ -34,6 +35,9 @@ VARIADIC = ("--data",)
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Exits 0, or with the code of the error: 2 the user's mistake, 1 a failure, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Before torch: its threads then sleep while they wait for each other, instead of spinning. On a machine that
+    # also does something else, two threads that spin are three times as slow (docs/log.md); on an idle one, equal.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding has not
@@ -42,6 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     except GptlabError as error:
         print(f"gptlab: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # what the system refuses is no fault of the program
+        print(f"gptlab: {error.filename or ''}: {error.strerror or error}".replace(" :", ""), file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("gptlab: stopped", file=sys.stderr)
         raise SystemExit(130) from None

@@ -54,7 +54,7 @@ def parse_change(text: str) -> tuple[str, Any]:
     """`"optimizer.learning_rate=1e-3"` → `("optimizer.learning_rate", 0.001)`.
 
     The value is read as TOML (numbers, true, [lists], "strings"); what is no TOML is a plain string,
-    so `optimizer.kind=adamw` needs no quotes.
+    so `optimizer.kind=adamw` needs no quotes. RecipeError where a list or a table is no TOML.
     """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
@@ -62,7 +62,12 @@ def parse_change(text: str) -> tuple[str, Any]:
         raise RecipeError(f"{text!r} is no change to a recipe: wanted section.key=value")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if value[0] in "[{":
+            raise RecipeError(
+                f"{text!r}: the value is not valid TOML: {error}. Strings in it need quotation marks, which a shell "
+                'leaves only where all of it is quoted: \'samples.prompts=["a", "b"]\''
+            ) from error
         return key, value
 
 
@@ -145,7 +150,7 @@ def _place(tree: Any, location: tuple[Any, ...]) -> tuple[Any, ...]:
         if not isinstance(tree, Mapping | list | tuple):
             break
         place.append(part)
-        tree = tree.get(part) if isinstance(tree, Mapping) else tree[part]
+        tree = tree.get(part) if isinstance(tree, Mapping) else dict(enumerate(tree)).get(part)
     return tuple(place)
 
 

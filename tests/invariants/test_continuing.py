@@ -111,10 +111,11 @@ def assert_same(folder, uninterrupted):
     assert (folder / samples).read_text() == (whole / samples).read_text()
 
 
-def test_killed_at_twenty_random_moments(forks, uninterrupted, tmp_path):
-    moments = random.Random(0)
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(forks, uninterrupted, tmp_path, kills):
+    moments = random.Random(kills)
     killed = 0
-    while killed < 20:
+    while killed < kills:
         # A run that was quicker than its killer is compared too, and the next begins.
         if session(forks, tmp_path, recipe(tmp_path), kill_after=moments.uniform(0, uninterrupted[1])) == 0:
             assert_same(tmp_path, uninterrupted)
@@ -125,7 +126,7 @@ def test_killed_at_twenty_random_moments(forks, uninterrupted, tmp_path):
     assert_same(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("call", [1, 3, 9, 14, 20, 31, 47, 60, 83])
+@pytest.mark.parametrize("call", [3, 14, 31, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9, 20, 47, 83))])
 def test_killed_inside_a_save(forks, uninterrupted, tmp_path, call):
     shutil.copytree(uninterrupted[0] / "cache", tmp_path / "cache")
     the_recipe = recipe(uninterrupted[0])

@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_not_opened(run: Run) -> None:
     os.truncate(folder / "model.safetensors", 500)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: has 500 bytes"):
         find_model(str(folder))
-    with pytest.raises(RunError, match=r"checkpoint 3 is damaged: .*; there is 2"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 3 is damaged: .*; there is 2"):
         find_model("mini-gpt", checkpoint="last")
 
 

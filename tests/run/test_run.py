@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.errors import RunError
+from gptlab.errors import CheckpointError, RunError
 from gptlab.run.checkpoint import has_state, load_state
 from gptlab.run.run import Run
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_is_not_there_is_said_with_those_that_are(run: Run, sa
         run.checkpoint(4)
     save(run, 5)
     flip(run.folder / "checkpoints/000005/model.safetensors")
-    with pytest.raises(RunError, match=r"checkpoint 5 is damaged: .*model\.safetensors: is not what.*; there is 3"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 5 is damaged: .*model\.safetensors: is not.*; there is 3"):
         run.checkpoint()
 
 

@@ -39,4 +39,5 @@ def test_of_very_short_epochs_only_some_twenty_are_scored():
 
 def test_nothing_is_due_before_a_length_in_minutes_is_known():
     cadence = Cadence(0, 0, 0, epoch_steps=5)
-    assert not any(check(step, None) for step in range(1, 50) for check in (cadence.evaluation, cadence.whole_validation))
+    for check in (cadence.evaluation, cadence.whole_validation, cadence.samples, cadence.save):
+        assert not any(check(step, None) for step in range(1, 50))

@@ -17,9 +17,9 @@ def quickstart(
     continues an unfinished run, and of a finished one shows what came out.
     """
     from gptlab import lab
-    from gptlab.evaluation.samples import complete
-    from gptlab.generation.sampling import Sampling
+    from gptlab.evaluation.samples import SampleSettings, complete
     from gptlab.run.open import open_model
+    from gptlab.settings import build
     from gptlab.training.progress import make_progress
     from gptlab.words import perplexity
 
@@ -29,18 +29,17 @@ def quickstart(
         "quickstart", f"training.minutes={minutes}", runs=runs, progress=progress,
         command=f"gptlab quickstart --minutes {minutes:g}",
     )  # fmt: skip
-    scores = run.evaluation["best"]["validation"]
     progress.say("\n3. what it writes")
-    model = open_model(str(run.folder))
-    prompts = run.recipe["samples"]["prompts"]
+    best, samples = open_model(run.folder), build(SampleSettings, run.recipe["samples"], str(run.folder))
     for each in complete(
-        model.model, model.require_tokenizer(), prompts, Sampling(temperature=0.7, top_k=40), max_new_tokens=60
+        best.model, best.require_tokenizer(), samples.prompts, samples.sampling, max_new_tokens=samples.max_new_tokens
     ):
         progress.say(f"\n> {each.prompt}{each.text}")
-    ratio = scores["unigram_perplexity"] / scores["perplexity"]
+    scores = run.evaluation["best"]["validation"]
+    share = scores["perplexity"] / scores["unigram_perplexity"]
     progress.say(
-        f"\nvalidation perplexity {perplexity(scores['perplexity'])} per token; {ratio:.1f} times as much is that of "
-        f"the unigram model, which knows only how frequent each token is: {perplexity(scores['unigram_perplexity'])}\n"
+        f"\nvalidation perplexity {perplexity(scores['perplexity'])}: {share:.0%} of the unigram model's "
+        f"{perplexity(scores['unigram_perplexity'])}, which knows only how frequent each token is\n"
         f"report   {run.report_files.html}\n"
         f"write    gptlab generate {run.folder} 'Return a list of'\n"
         f"your own gptlab train quickstart --name mine --data my-text.txt"

@@ -32,8 +32,12 @@ def recipes(
         typer.echo(text, nl=False)
         return
     target = Path(to).expanduser() / f"{name}.toml"
-    if target.exists():
-        raise RecipeError(f"{target} is there already")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RecipeError(f"{error.filename} is there already and is left as it is; --to another folder") from None
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be written: {error.strerror}; --to another folder") from error
     typer.echo(target)

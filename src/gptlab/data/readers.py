@@ -51,7 +51,8 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        damaged = f"{error}; it is damaged, or not what its name says: copy or download it again"
+        raise DataError(f"{path}: cannot be read: {error.strerror or damaged}") from error
 
 
 def read_blocks(path: Path, progress: Progress) -> Iterator[Block]:

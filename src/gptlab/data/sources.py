@@ -21,8 +21,8 @@ from gptlab.data.documents import Rule, cut
 from gptlab.data.python_docs import python_docs
 from gptlab.data.readers import PLAIN, SUPPORTED, format_of, read_blocks
 from gptlab.data.tables import Texts, read_hub, read_table
-from gptlab.errors import DataError
-from gptlab.hub import resolve_revision
+from gptlab.errors import DataError, nearest
+from gptlab.hub import is_hub_name, resolve_revision
 from gptlab.settings import Section, plain
 
 
@@ -50,6 +50,13 @@ class SourceSettings(Section):
     limit_documents: int = Field(0, ge=0)
     limit_bytes: int = Field(0, ge=0)
     """UTF-8 bytes of text after which no further document is begun. 0: no limit."""
+
+    @field_validator("hub")
+    @classmethod
+    def _is_on_the_hub(cls, hub: str | None) -> str | None:
+        if hub is not None and not is_hub_name(hub):
+            raise ValueError(f"{hub!r} is no name on the hub: wanted OWNER/NAME; a file or folder is a path")
+        return hub
 
     @field_validator("pattern")
     @classmethod
@@ -107,9 +114,10 @@ class Source:
             if given == settings.limit_documents or given_bytes > settings.limit_bytes > 0:
                 return
         if not given:
-            none = f"all of its documents are empty ({self.documents_empty})"
+            empty = self.documents_empty
+            none = f"all of its documents are empty ({empty})" if empty else "it has no documents"
             none = f"share = {settings.share} keeps none of its {found} documents" if found else none
-            raise DataError(f"source {self.name!r} yields nothing: {none}")
+            raise DataError(f"source {self.name!r} yields nothing: {none}. Mend it or take it out.")
 
     def fingerprint(self) -> str:
         """16 hex digits that change when the settings or the text do: files by name, size and time of change,
@@ -189,10 +197,17 @@ def find_files(path: str) -> list[Path]:
     files = [place] if place.exists() else [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
     files = [file for file in files if not file.is_dir()]
     if not files:
-        raise DataError(f"{path}: {'no file matches' if glob.has_magic(path) else 'there is no such file or folder'}")
+        if glob.has_magic(path):
+            raise DataError(f"{path}: no file matches; looked from {Path.cwd()}")
+        raise DataError(f"{path}: there is no such file or folder{_neighbour(place)}; looked from {Path.cwd()}")
     if unread := [file for file in files if not format_of(file)]:
         raise DataError(f"{unread[0]}: {unread[0].suffix or 'a file without suffix'} is not read; wanted {SUPPORTED}")
     return files
+
+
+def _neighbour(place: Path) -> str:
+    folder = place.parent
+    return nearest(place.name, [entry.name for entry in folder.iterdir()] if folder.is_dir() else [])
 
 
 def _is_hidden(path: Path) -> bool:

@@ -25,9 +25,10 @@ class TrainingWindows:
 
     def __init__(self, file: TokenFile, context: int, seed: int) -> None:
         if file.count < context + 1:
+            names = ", ".join(source["name"] for source in file.header.get("sources", ()))
             raise DataError(
-                f"{file.path}: {file.count:,} tokens are too few for one row of {context} and the token after it. "
-                "Give more text, or a smaller model.context."
+                f"{names or file.path}: {file.count:,} tokens are too few for one row of {context} and the token "
+                "after it. Give more text, or a smaller model.context."
             )
         self.file, self.context, self.seed = file, context, seed
         self._tokens = np.asarray(file.tokens)  # a plain view: indexing np.memmap itself is slower

@@ -49,10 +49,9 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def read_tree(file: Path) -> Tree:
-    """The JSON object in `file`, {} where there is no file; RunError where it is no JSON."""
+    """The JSON object in `file`, {} where there is no file; RunError where it is none."""
     try:
-        tree: Tree = from_json(file.read_text(encoding="utf-8"))
-        return tree
+        return _tree(from_json(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -80,9 +79,16 @@ def read_records(file: Path, parse: Callable[[bytes], Tree] = json.loads) -> Ite
             if not line.endswith(b"\n"):
                 return
             try:
-                yield parse(line)
+                yield _tree(parse(line))
             except ValueError as error:
                 raise RunError(f"{file}, line {number}: is not JSON: {error}") from error
+
+
+def _tree(value: Any) -> Tree:
+    """`value`, which must be an object."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.40} is no object")
+    return value
 
 
 def flush_folder(folder: Path) -> None:

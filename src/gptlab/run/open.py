@@ -50,7 +50,11 @@ class OpenModel:
 
 
 def open_model(
-    name: str, *, device: torch.device | str = "auto", runs: Path = Path("runs"), checkpoint: Which = None
+    name: str | Path,
+    *,
+    device: torch.device | str = "auto",
+    runs: str | Path = "runs",
+    checkpoint: Which = None,
 ) -> OpenModel:
     """Finds and loads a model (see `find_model`) and the tokenizer beside it.
 
@@ -58,7 +62,7 @@ def open_model(
     CheckpointError where it is damaged, TokenizerError where the tokenizer has more tokens than the model.
     """
     at = device if isinstance(device, torch.device) else pick_device(device)
-    folder = find_model(name, runs=runs, checkpoint=checkpoint)
+    folder = find_model(str(name), runs=Path(runs), checkpoint=checkpoint)
     tokenizer = Tokenizer.read(folder) if _has_tokenizer(folder) else None
     model = load_model(folder, device=at).eval()
     if tokenizer is not None and tokenizer.vocab_size > model.shape.vocab_size:
@@ -66,7 +70,7 @@ def open_model(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.shape.vocab_size:,}: "
             "they do not belong together"
         )
-    return OpenModel(model, tokenizer, folder, name)
+    return OpenModel(model, tokenizer, folder, str(name))
 
 
 def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None) -> Path:

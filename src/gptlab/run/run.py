@@ -73,7 +73,9 @@ class Run:
         if (folder / RECIPE).is_file():
             return cls(folder, mirror=mirror, warn=warn)
         what = f"has no {RECIPE}, so it is no run" if folder.exists() else "there is no such run"
-        raise RunError(f"{folder}: {what}{nearest(folder.name, run_names(folder.parent))}")
+        names = run_names(folder.parent)
+        beside = f"; {folder.parent} has {', '.join(names) or 'no runs'}"
+        raise RunError(f"{folder}: {what}{nearest(folder.name, names)}{beside}")
 
     @classmethod
     def restore(cls, folder: Path, mirror: Path, *, warn: Say = warnings.warn) -> Run | None:
@@ -195,7 +197,7 @@ class Run:
     def checkpoint(self, which: Literal["best", "last"] | int | None = None) -> Path:
         """The verified folder of a checkpoint: the best, the last, one by its step; None: the best, else the last.
 
-        RunError where it is not there or damaged, with those that there are.
+        RunError where it is not there, CheckpointError where it is damaged, with those that there are.
         """
         step = which if isinstance(which, int) else self._pointed(which or BEST)
         if which is None and step not in self.steps():
@@ -206,7 +208,9 @@ class Run:
         try:
             checkpoints.verify_folder(self._at(step))
         except CheckpointError as error:
-            raise RunError(f"run {self.folder}: checkpoint {step} is damaged: {error}; {self._listed(step)}") from error
+            raise CheckpointError(
+                f"run {self.folder}: checkpoint {step} is damaged: {error}; {self._listed(step)}"
+            ) from error
         return self._at(step)
 
     def newest_valid(self, say: Say) -> Path | None:

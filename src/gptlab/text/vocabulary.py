@@ -117,6 +117,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
         return _from_tokenizer_json(content, eos) if merges is None else _from_pair(content, merges, added, eos)
     except TokenizerError as error:
         raise TokenizerError(f"{tokens_path}: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:  # a list where an object belongs, and the like
+        raise TokenizerError(f"{tokens_path}: is JSON, but not of a tokenizer: {error}") from error
 
 
 def _files(path: Path) -> tuple[Path, Path | None]:

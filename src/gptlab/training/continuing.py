@@ -19,6 +19,7 @@ from gptlab.device import describe_device
 from gptlab.errors import RunError
 from gptlab.run.run import Run
 from gptlab.settings import Tree, flatten, plain
+from gptlab.training.cadence import Cadence
 from gptlab.training.length import Length
 from gptlab.training.prepare import Prepared
 from gptlab.training.recipe import LENGTHS, Recipe, TrainingSettings
@@ -58,9 +59,9 @@ def _mirror(recipe: Recipe) -> Path | None:
 
 
 def _refuse_differences(run: Run, recipe: Recipe) -> None:
-    before, now = flatten(run.recipe), flatten(plain(recipe))
+    before, now = _flat(run.recipe), _flat(plain(recipe))
     differing = [
-        f"  {key}: {before.get(key, 'not set')!r} there, {now.get(key, 'not set')!r} now"
+        f"  {key}: {_shown(before, key)} there, {_shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in MAY_DIFFER
     ]
@@ -74,6 +75,23 @@ def _refuse_differences(run: Run, recipe: Recipe) -> None:
                 ]
             )
         )
+
+
+def _flat(recipe: Tree) -> Tree:
+    """The recipe by dotted keys, those of each source too: "data.sources.0.path"."""
+    return flatten(_numbered(recipe))
+
+
+def _numbered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbered(item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return {str(number): _numbered(item) for number, item in enumerate(value)}
+    return value
+
+
+def _shown(flat: Tree, key: str) -> str:
+    return repr(flat[key]) if key in flat else "not set"
 
 
 def is_finished(run: Run, recipe: Recipe) -> bool:
@@ -95,10 +113,7 @@ def new_folder(name: str, runs: Path) -> Path:
 
 
 def open_run(existing: Run | None, recipe: Recipe, folder: Path, origin: Tree, say: Callable[[str], None]) -> Run:
-    """The run directory: a new one, or the existing one with what may differ brought up to date.
-
-    RunError where its data are no longer those it began with.
-    """
+    """The run directory, new or existing; RunError where its data are no longer those it began with."""
     if existing is None:
         return Run.create(folder, plain(recipe), origin, mirror=_mirror(recipe), warn=say)
     before, now = existing.origin["data"]["fingerprints"], origin["data"]["fingerprints"]
@@ -108,13 +123,28 @@ def open_run(existing: Run | None, recipe: Recipe, folder: Path, origin: Tree, s
             f"{existing.folder}: the data have changed since it began ({', '.join(changed)}); it cannot go on with "
             f"others. --fresh starts over, --name NAME names another run"
         )
-    if existing.recipe != plain(recipe):
-        if _length_of(existing.recipe) != _length_of(plain(recipe)):
-            say("another length than before: the learning rate's schedule is rebuilt over it")
-            kept = existing.state.get("decisions", {})
-            existing.write_state({**existing.state, "decisions": {**kept, "length": []}})
-        existing.write_recipe(plain(recipe))
     return existing
+
+
+def bring_up_to_date(run: Run, recipe: Recipe, data: Prepared, done: int, say: Callable[[str], None]) -> Length:
+    """The length of a run of which `done` steps are done; what may differ from before is written into the run.
+
+    RunError where it is shorter than that.
+    """
+    decisions = run.state.get("decisions", {})
+    changed = _length_of(run.recipe) != _length_of(plain(recipe))
+    if changed:
+        decisions = {**decisions, "length": []}
+    length = make_length(recipe.training, data, decisions.get("length", []))
+    if length.total is not None and length.total < done:
+        raise RunError(f"{run.folder} has done {done:,} steps already, and {length.total:,} are asked for")
+    if changed:
+        say("another length than before: the learning rate's schedule is rebuilt over it")
+        run.write_state({**run.state, "decisions": decisions})
+    if run.recipe != plain(recipe):
+        run.write_recipe(plain(recipe))
+    length.rewind(done)
+    return length
 
 
 def make_origin(recipe: Recipe, data: Prepared, device: torch.device, parameters: int, command: str | None) -> Tree:
@@ -152,6 +182,18 @@ def _commit() -> str:
         return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def make_cadence(recipe: Recipe, n_rows: int) -> Cadence:
+    """When the run evaluates, samples and saves."""
+    batch_size = recipe.training.batch_size
+    return Cadence(
+        recipe.validation.every_steps,
+        recipe.samples.every_steps,
+        recipe.checkpoints.every_steps,
+        steps_per_epoch(n_rows, batch_size),
+        evaluation_cost=recipe.validation.sampled_rows / (3 * batch_size),  # a forward is a third of a step
+    )
 
 
 def make_length(settings: TrainingSettings, data: Prepared, decided: list[Any]) -> Length:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.windows import ScoredWindows
+from gptlab.errors import TrainingStopped
 from gptlab.evaluation.scores import Scorer, unigram_loss
 from gptlab.model.huggingface import load_model
 from gptlab.objectives.base import exp
@@ -13,10 +14,18 @@ from gptlab.run.run import Run
 from gptlab.training.loop import Engine
 from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
+from gptlab.words import number, perplexity
 
 
 def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) -> dict[str, Any]:
-    """The whole validation set by the best and the last checkpoint, and the test set, once, by the best."""
+    """The whole validation set by the best and the last checkpoint, and the test set, once, by the best.
+
+    TrainingStopped where there is no best one, since no loss on validation was finite.
+    """
+    if run.state.get("best") is None:
+        raise TrainingStopped(
+            f"{run.folder}: the loss on validation was never finite. Try a third of optimizer.learning_rate"
+        )
     context = data.rows.context
     scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
     best, last = run.checkpoint("best"), run.checkpoint("last")
@@ -38,3 +47,16 @@ def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) 
     if data.test:
         scores["best"]["test"] = score(best, "test", data.test)
     return scores
+
+
+def in_words(scores: dict[str, Any]) -> str:
+    """The best checkpoint's scores, a line a split, with everything named that they depend on."""
+    best = scores["best"]
+    return "\n".join(
+        f"{split}, step {number(best['step'])}: perplexity {perplexity(found['perplexity'])} per token (unigram model "
+        f"{perplexity(found['unigram_perplexity'])}), {perplexity(found['perplexity_per_word'])} per word, "
+        f"{found['bits_per_byte']:.3f} bits per byte; {number(found['tokens'])} tokens scored, context "
+        f"{scores['context']}, stride {scores['stride']}"
+        for split in ("validation", "test")
+        if (found := best.get(split))
+    )

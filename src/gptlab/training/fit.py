@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,11 @@ from gptlab.words import size
 
 SAFE_SHARE = 0.9
 """Of the memory that is available so much may be used: other programs also live."""
+
+WHAT_HELPS = (
+    "What helps, the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter "
+    "model.context, a smaller model"
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,21 @@ def decide_micro_batch(
     micro, needed = choose_micro_batch(predict, batch_size, round(available * SAFE_SHARE))
     if needed > available * SAFE_SHARE:
         raise MemoryLimitError(
-            f"not even one row fits: a step needs about {size(needed)}, and {size(available)} are free. What helps, "
-            f"the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter "
-            f"model.context, a smaller model. training.micro_batch_size=1 tries it all the same"
+            f"not even one row fits: a step needs about {size(needed)}, and {size(available)} are free. {WHAT_HELPS}. "
+            f"training.micro_batch_size=1 tries it all the same"
         )
     return Fit(micro, here + needed, here + available)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Memory that the device or the system refuses inside the block becomes a MemoryLimitError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise MemoryLimitError(f"the memory is not enough: {error}. {WHAT_HELPS}") from error
 
 
 def _predictor(recipe: Recipe, vocab_size: int, objective: Objective, precision: Precision) -> Callable[[int], int]:

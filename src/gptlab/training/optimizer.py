@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from gptlab.errors import CheckpointError
 from gptlab.settings import Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSettings(Section):
@@ -22,7 +24,7 @@ class OptimizerSettings(Section):
     learning_rate: float = Field(5e-4, gt=0)
     matrix_learning_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
     momentum: float = Field(0.9, ge=0, lt=1)
     gradient_clip: float = Field(1.0, ge=0)
     """The largest norm of the whole gradient; 0 clips nothing."""

@@ -17,7 +17,8 @@ from gptlab.data.corpus import (
 )
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.windows import ScoredWindows, TrainingWindows
-from gptlab.run.checkpoint import write_folder
+from gptlab.errors import CheckpointError, GptlabError
+from gptlab.run.checkpoint import verify_folder, write_folder
 from gptlab.text.tokenizer import Tokenizer, resolve_tokenizer
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
@@ -70,10 +71,17 @@ def _tokenizer(recipe: Recipe, progress: Progress) -> Tokenizer:
     if recipe.tokenizer.train is None:
         return resolve_tokenizer(recipe.tokenizer, lambda: ())
     folder = cache_folder() / "tokenizers" / f"{text_fingerprint(recipe.data, recipe.seed)}-{recipe.tokenizer.train}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            _train_tokenizer(recipe, folder, progress)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            try:
+                verify_folder(folder)
+            except CheckpointError:  # it is not there, or damaged
+                _train_tokenizer(recipe, folder, progress)
+    except OSError as error:
+        raise GptlabError(
+            f"{folder}: cannot be written: {error.strerror}. Set GPTLAB_CACHE to a folder on another disk."
+        ) from error
     return Tokenizer.read(folder)
 
 

@@ -55,13 +55,16 @@ class TrainingSettings(Section):
 
 LENGTHS = ("epochs", "max_steps", "tokens", "minutes")
 
+ALTERNATIVES = {"training": LENGTHS, "tokenizer": ("from", "train")}
+"""Keys of which a section has exactly one."""
+
 
 class Recipe(Section):
     """One run: what is trained, on what, how, for how long."""
 
     name: str
     """The run's folder."""
-    seed: int = Field(1337, ge=0)
+    seed: int = Field(1337, ge=0, lt=2**63)
     model: ModelSettings
     tokenizer: TokenizerSettings
     data: CorpusSettings
@@ -105,7 +108,8 @@ def load_recipe(
     if data:
         tree = settings.apply_changes(tree, {"data.sources": [{"path": item} for item in data]})
         for split in ("validation", "test"):
-            if "sources" in tree["data"].get(split, {}):
+            section = tree["data"].get(split)
+            if isinstance(section, dict) and "sources" in section:
                 tree["data"][split] = {"share": 0.05}
     tree = _change(tree, dict(settings.parse_change(change) for change in changes))
     if name is not None:
@@ -120,11 +124,11 @@ def _variants(variants: Any, path: Path) -> dict[str, Tree]:
 
 
 def _change(tree: Tree, changes: Tree) -> Tree:
-    """Changes by dotted keys; a new length takes the place of the one there was."""
-    lengths = {key for key in changes if key.removeprefix("training.") in LENGTHS and key.startswith("training.")}
-    if lengths and isinstance(tree.get("training"), dict):
-        kept = {key: value for key, value in tree["training"].items() if key not in LENGTHS}
-        tree = {**tree, "training": kept}
+    """Changes by dotted keys; one of several alternatives (a length, say) takes the place of the one there was."""
+    for section, names in ALTERNATIVES.items():
+        there = tree.get(section)
+        if isinstance(there, dict) and any(f"{section}.{name}" in changes for name in names):
+            tree = {**tree, section: {key: value for key, value in there.items() if key not in names}}
     return settings.apply_changes(tree, changes)
 
 

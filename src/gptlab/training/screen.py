@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gptlab.data.batch import steps_per_epoch
+from gptlab.device import Precision, describe_device
 from gptlab.errors import RunError
 from gptlab.model.build import parameter_count
 from gptlab.model.gpt import GPT
@@ -61,6 +64,21 @@ def screen(recipe: Recipe, data: Prepared, model: GPT, fit: Fit, length: Length,
 
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """RunError where a run's folder can be neither made nor written to."""
+    there = _existing(folder.absolute())
+    if not there.is_dir():
+        raise RunError(f"{folder}: {there} is a file, and a run needs a folder; --runs or --name choose another")
+    if not os.access(there, os.W_OK):
+        raise RunError(f"{folder}: nothing can be written in {there}; choose another folder with --runs")
+
+
+def machine_in_words(device: torch.device, precision: Precision, peak_flops: float) -> str:
+    """The device, the precision and why, and what was measured."""
+    peak = f"{peak_flops / 1e9:,.0f} GFLOP/s measured"
+    return f"{describe_device(device)}; {precision.name} ({precision.reason}); {peak}"
 
 
 def checkpoint_disk_bytes(model: GPT, keep: int) -> int:

@@ -66,8 +66,8 @@ class RunWatcher:
     samples: SampleSettings
     checkpoints: CheckpointSettings
     seed: int
-    flops_per_token: float
-    peak_flops: float
+    work_of_token: float
+    """A token's operations as a share of what the machine does at its peak in a second."""
     decided_once: dict[str, Any]
     progress: Progress
     stop_asked: Callable[[], bool] = lambda: False
@@ -88,10 +88,11 @@ class RunWatcher:
         self.progress.length(state.step, length.total, state.seconds)
 
     def due(self, state: State, length: Length) -> bool:
-        return any(check(state.step, length.total) for check in (self._evaluates, self._samples, self._saves))
+        wanted = any(check(state.step, length.total) for check in (self._evaluates, self._samples, self._saves))
+        return wanted or self.stop_asked()  # what is saved must have been seen to be finite
 
     def log(self, record: dict[str, Any], state: State, length: Length) -> None:
-        record["peak_share"] = record["tokens_per_second"] * self.flops_per_token / self.peak_flops
+        record["peak_share"] = record["tokens_per_second"] * self.work_of_token
         self.run.log(record)
         self.progress.step(record, length.total)
 
