@@ -187,12 +187,12 @@ CHANGES = [
     ("training.batch_size=", "'training.batch_size='", "section.key=value"),
     ("model.n_layer.one=1", "model.n_layer.one=1", "'n_layer' is a value"),
     ("tokenizer.train=100", "tokenizer.train = 100", "greater than or equal to 257"),
-    ("tokenizer.from=gpt2", "tokenizer: both are given", "wanted one of from", "train = 32000"),
-    ("tokenizer={from='nothing'}", "nothing: no tokenizer", "looked for tokenizer.json", "found an empty folder"),
-    ("tokenizer={from='wordpiece'}", "wordpiece/tokenizer.json: is a WordPiece tokenizer", "byte-level BPE"),
-    ("tokenizer={from='odd'}", "odd/tokenizer.json: is JSON, but not of a tokenizer"),
-    ("tokenizer={from='half'}", "half: vocab.json is there, but merges.txt", "is not"),
-    ("tokenizer={from='numbers.txt'}", "numbers.txt: is not JSON"),
+    ("tokenizer.from=gpt2 tokenizer.train=300", "tokenizer: both are given", "wanted one of from", "train = 32000"),
+    ("tokenizer.from=nothing", "nothing: no tokenizer", "looked for tokenizer.json", "found an empty folder"),
+    ("tokenizer.from=wordpiece", "wordpiece/tokenizer.json: is a WordPiece tokenizer", "byte-level BPE"),
+    ("tokenizer.from=odd", "odd/tokenizer.json: is JSON, but not of a tokenizer"),
+    ("tokenizer.from=half", "half: vocab.json is there, but merges.txt", "is not"),
+    ("tokenizer.from=numbers.txt", "numbers.txt: is not JSON"),
     ("data.sources=[]", "data.sources = []", "wanted at least 1"),
     ("data.sources=numbers.txt", "data.sources = 'numbers.txt'", "wanted a list"),
     ("data.sources=[{path=numbers.txt}]", "{path=numbers.txt}", "not valid TOML", "quotation marks", "a shell"),
@@ -290,8 +290,8 @@ def test_a_disk_too_small_for_the_checkpoints(work, capsys, monkeypatch) -> None
 def test_a_cache_that_cannot_be_written(work, capsys, monkeypatch) -> None:
     monkeypatch.setenv("GPTLAB_CACHE", "numbers.txt")
     before = snapshot(work)
-    for tokenizer in ("train=300", "from='runs/trained/checkpoints/000003'"):
-        assert main_code(["prepare", "tiny.toml", f"tokenizer={{{tokenizer}}}"]) == 1
+    for tokenizer in ("train=300", "from=runs/trained/checkpoints/000003"):
+        assert main_code(["prepare", "tiny.toml", f"tokenizer.{tokenizer}"]) == 1
         said = capsys.readouterr().err
         assert "numbers.txt" in said
         assert "Set GPTLAB_CACHE" in said

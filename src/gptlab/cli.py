@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"gptlab: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:  # what the system refuses is no fault of the program
-        print(f"gptlab: {error.filename or ''}: {error.strerror or error}".replace(" :", ""), file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"gptlab: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("gptlab: stopped", file=sys.stderr)

@@ -65,9 +65,7 @@ def run(objective, *, steps=5, dtype="float32", watcher=None, rate=1e-2, micro=8
     optimizer = Optimizer(model, OptimizerSettings(learning_rate=rate))
     precision = Precision(dtype, getattr(torch, dtype), "")
     said = []
-    engine = Engine(
-        model, objective, optimizer, torch.device("cpu"), precision, micro, 1.0, say=said.append
-    )
+    engine = Engine(model, objective, optimizer, torch.device("cpu"), precision, micro, 1.0, say=said.append)
     watcher = watcher or Watcher()
     state = State()
     schedule = ScheduleSettings(kind="constant", warmup_steps=0)

@@ -7,7 +7,7 @@ from gptlab.device import Precision
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training.loop import Engine, descend, gradients
-from gptlab.training.memory import PROCESS_OVERHEAD, LiveStorages, choose_micro_batch, full_batch, predict_peak_bytes
+from gptlab.training.memory import LiveStorages, choose_micro_batch, full_batch, predict_peak_bytes, process_bytes
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
 
 FLOAT32 = Precision("float32", torch.float32, "")
@@ -53,9 +53,12 @@ def test_memory_follows_what_memory_must_follow():
 
 def test_the_largest_micro_batch_that_fits_is_chosen():
     def predict(size):
-        return 100 * size
+        return 10**8 * size
 
-    assert choose_micro_batch(predict, 32, round(3200 * PROCESS_OVERHEAD)) == (32, round(3200 * PROCESS_OVERHEAD))
-    assert choose_micro_batch(predict, 32, 1000)[0] == 8
-    assert choose_micro_batch(predict, 6, 400)[0] == 3
-    assert choose_micro_batch(predict, 32, 10) == (1, round(100 * PROCESS_OVERHEAD))  # and the caller refuses
+    def memory_for(size):
+        return process_bytes(predict(size))
+
+    assert choose_micro_batch(predict, 32, memory_for(32)) == (32, memory_for(32))
+    assert choose_micro_batch(predict, 32, memory_for(32) - 1) == (16, memory_for(16))
+    assert choose_micro_batch(predict, 6, memory_for(4))[0] == 3
+    assert choose_micro_batch(predict, 32, 10) == (1, memory_for(1))  # and the caller refuses

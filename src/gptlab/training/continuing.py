@@ -66,15 +66,8 @@ def _refuse_differences(run: Run, recipe: Recipe) -> None:
         if before.get(key) != now.get(key) and key not in MAY_DIFFER
     ]
     if differing:
-        raise RunError(
-            "\n".join(
-                [
-                    f"{run.folder} is a run of another recipe:",
-                    *differing,
-                    "--fresh starts over, --name NAME names another run",
-                ]
-            )
-        )
+        first, last = f"{run.folder} is a run of another recipe:", "--fresh starts over, --name NAME names another run"
+        raise RunError("\n".join([first, *differing, last]))
 
 
 def _flat(recipe: Tree) -> Tree:

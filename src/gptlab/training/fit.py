@@ -13,7 +13,7 @@ from gptlab.device import Precision, available_memory, current_memory
 from gptlab.errors import MemoryLimitError
 from gptlab.model.build import build_model
 from gptlab.objectives.base import Objective
-from gptlab.training.memory import PROCESS_OVERHEAD, choose_micro_batch, predict_peak_bytes
+from gptlab.training.memory import choose_micro_batch, predict_peak_bytes, process_bytes
 from gptlab.training.recipe import Recipe
 from gptlab.words import size
 
@@ -56,10 +56,11 @@ def decide_micro_batch(
     available = available_memory(device)
     wanted = recipe.training.micro_batch_size if recipe.training.micro_batch_size != "auto" else kept
     on_cpu = device.type == "cpu"
-    here, overhead = (current_memory(), PROCESS_OVERHEAD) if on_cpu else (0, 1.0)
+    here = current_memory() if on_cpu else 0
     if wanted is not None or not on_cpu:
         micro = min(wanted or batch_size, batch_size)
-        return Fit(micro, here + round(predict(micro) * overhead), here + available)
+        live = predict(micro)
+        return Fit(micro, here + process_bytes(live) if on_cpu else live, here + available)
     micro, needed = choose_micro_batch(predict, batch_size, round(available * SAFE_SHARE))
     if needed > available * SAFE_SHARE:
         raise MemoryLimitError(

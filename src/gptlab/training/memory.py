@@ -2,7 +2,7 @@
 
 Under FakeTensorMode tensors have shapes and no storage, so a step of any model can be run in a second or so;
 counting the storages that are alive gives exactly what the same count of the real step gives. Two steps,
-because an optimizer's state appears with the first. A process holds more than its tensors, by a few per cent.
+because an optimizer's state appears with the first.
 """
 
 from __future__ import annotations
@@ -23,8 +23,17 @@ from gptlab.objectives.base import Objective
 from gptlab.training.loop import Engine, descend, gradients
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
 
-PROCESS_OVERHEAD = 1.09
-"""A CPU process's resident size over the count of its live storages (7 to 9 % measured: allocator, libraries)."""
+LIBRARY_BYTES = 165 * 2**20
+"""What a process grows by with its first step beside its tensors: thread pools, oneDNN, MKL."""
+
+ALLOCATOR_FACTOR = 1.09
+"""What the allocator holds for a byte of live tensors. Both were fitted to seven shapes of 0.4 to 3 GB, which they
+meet within 5 % (docs/log.md)."""
+
+
+def process_bytes(live_bytes: int) -> int:
+    """How much a CPU process grows by when its tensors take `live_bytes` at their peak."""
+    return LIBRARY_BYTES + round(live_bytes * ALLOCATOR_FACTOR)
 
 
 class LiveStorages(TorchDispatchMode):
@@ -115,7 +124,7 @@ def choose_micro_batch(predict: Callable[[int], int], batch_size: int, available
     """
     size = batch_size
     while True:
-        needed = round(predict(size) * PROCESS_OVERHEAD)
+        needed = process_bytes(predict(size))
         if needed <= available or size == 1:
             return size, needed
         size = -(-size // 2)
