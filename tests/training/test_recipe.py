@@ -19,7 +19,7 @@ sources = [{ path = "held-out.txt" }]
 [training]
 epochs = 2
 [variants.wide]
-"model.n_embd" = 256
+model.n_embd = 256
 "training.max_steps" = 7
 """
 

@@ -104,7 +104,7 @@ def load_recipe(
             known = ", ".join(variants) or "none"
             raise RecipeError(f"{path}: no variant {variant!r}{nearest(variant, list(variants))}; there is {known}")
         tree["name"] = f"{tree['name']}-{variant}"
-        tree = _change(tree, variants[variant])
+        tree = _change(tree, _dotted(variants[variant]))
     if data:
         tree = settings.apply_changes(tree, {"data.sources": [{"path": item} for item in data]})
         for split in ("validation", "test"):
@@ -121,6 +121,15 @@ def _variants(variants: Any, path: Path) -> dict[str, Tree]:
     if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
         raise RecipeError(f'{path}: variants: wanted [variants.NAME] sections of changes: "section.key" = value')
     return variants
+
+
+def _dotted(changes: Tree) -> Tree:
+    """A variant's changes by dotted keys: `model.n_embd = 256` in TOML is a table, "model.n_embd" = 256 is not."""
+    dotted: Tree = {}
+    for key, value in changes.items():
+        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else None
+        dotted.update({key: value} if inner is None or "." in key else inner)
+    return dotted
 
 
 def _change(tree: Tree, changes: Tree) -> Tree:
