@@ -5,15 +5,18 @@ A verb's module is imported when it is called, so that `gptlab --help` and every
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
-from gptlab.errors import GptlabError, UserError, nearest
+from gptlab.errors import GptlabError, Interrupted, UserError, nearest
 
 VERBS = {
     "quickstart": "The whole life of a small GPT on text that every Python carries, offline, in minutes.",
@@ -50,9 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"gptlab: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("gptlab: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _run(arguments: list[str]) -> None:
@@ -62,12 +62,25 @@ def _run(arguments: list[str]) -> None:
         raise UserError(f"there is no verb {verb!r}{nearest(verb, list(VERBS))}; see gptlab --help")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=SUMMARY)
     if verb is not None:
-        app.command()(getattr(importlib.import_module(f"gptlab.commands.{verb}"), verb))
+        app.command()(_stoppable(getattr(importlib.import_module(f"gptlab.commands.{verb}"), verb)))
         app(spread(arguments[1:]), prog_name=f"gptlab {verb}")
     for name, words in VERBS.items():
         app.command(name, help=words)(_unread)
     app.callback(invoke_without_command=True)(_root)
     app(arguments or ["--help"], prog_name="gptlab")
+
+
+def _stoppable(function: Callable[..., None]) -> Callable[..., None]:
+    """The verb with a word at Ctrl-C: typer would end it silently."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; the same command goes on from what is saved") from None
+
+    return run
 
 
 def spread(arguments: list[str]) -> list[str]:
@@ -77,7 +90,7 @@ def spread(arguments: list[str]) -> list[str]:
     for word in arguments:
         if word in VARIADIC:
             option = word
-        elif option and not word.startswith("-") and not re.match(r"[a-z_.]+=", word):
+        elif option and not word.startswith("-") and not re.match(r"[a-z_][a-z0-9_.]*=", word):
             result += [option, word]
         else:
             option = None

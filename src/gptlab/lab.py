@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,16 @@ def train(
     data:    text files, folders or globs that stand in place of the recipe's sources
     name:    the folder under `runs`; the recipe's name by default
     fresh:   starts over in a new folder
+    command: what repeats it, for the report; by default `gptlab train` with these arguments
     """
     progress = progress or make_progress()
+    if command is None:
+        named = {"--variant": variant, "--name": name, "--runs": None if str(runs) == "runs" else str(runs)}
+        command = shlex.join([
+            "gptlab", "train", f"{runs}/{recipe.name}/recipe.toml" if isinstance(recipe, Recipe) else str(recipe),
+            *changes, *(word for option, value in named.items() if value for word in (option, value)),
+            *(["--fresh"] if fresh else []), *(["--data", *data] if data else []),
+        ])  # fmt: skip
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, *changes, variant=variant, data=data, name=name)
     run = train_recipe(recipe, runs=Path(runs), device=device, fresh=fresh, command=command, progress=progress)

@@ -119,7 +119,7 @@ def test_the_seed_decides_only_where_a_share_is_held_out(prepare: Any, tmp_path:
     own = {"sources": [{"path": str(write_jsonl(tmp_path / "b.jsonl", [sentence(1000)]))}]}
     by_share, by_source = settings_of(path), settings_of(path, validation=own)
     first, again, other = (prepare(by_share, seed=seed) for seed in (1, 1, 2))
-    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.folder == again.folder != other.folder
     assert first.validation.tokens.tolist() != other.validation.tokens.tolist()
     assert prepare(by_source, seed=1).folder == prepare(by_source, seed=2).folder
 
@@ -308,7 +308,7 @@ def test_the_same_call_opens_what_is_prepared(prepare: Any, counting: Counting, 
     first = prepare(settings_of(path), tokenizer=counting)
     counting.encoded = []
     again = prepare(settings_of(path), tokenizer=counting)
-    assert again.folder == first.folder == tmp_path / "cache/corpora" / first.fingerprint
+    assert again.folder == first.folder == tmp_path / "cache/corpora" / first.folder.name
     assert again.table == first.table
     assert counting.encoded == []
     assert sorted(p.name for p in first.folder.iterdir()) == ["train.tokens", "validation.tokens"]

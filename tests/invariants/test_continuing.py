@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gptlab.errors import RunError
-from gptlab.settings import build
+from gptlab.settings import build, plain
 from gptlab.training.recipe import Recipe
 
 STEPS = 40
@@ -146,9 +146,10 @@ def test_asked_to_stop_it_saves_and_goes_on(forks, uninterrupted, tmp_path, numb
     os.kill(process.pid, number)
     process.join()
     state = json.loads((tmp_path / "runs/numbers/state.json").read_text())
-    if process.exitcode != 0:  # else it was faster than the signal
-        assert state["status"] == "interrupted"
-        assert (tmp_path / "runs/numbers/checkpoints" / f"{state['step']:06d}" / "manifest.json").exists()
+    assert process.exitcode == 1  # Interrupted, which only the command line turns into 130
+    assert state["status"] == "interrupted"
+    assert 0 < state["step"] < STEPS
+    assert (tmp_path / "runs/numbers/checkpoints" / f"{state['step']:06d}" / "manifest.json").exists()
     assert session(forks, tmp_path, the_recipe) == 0
     for name, expected in weights(uninterrupted[0]).items():
         assert weights(tmp_path)[name] == expected, name
@@ -220,6 +221,75 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(copied):
     assert [line["step"] for line in run.metrics("step")] == list(range(1, STEPS + 9))
 
 
+def test_a_run_killed_between_being_lengthened_and_its_first_step_goes_on(copied, monkeypatch):
+    from gptlab.training import assemble
+
+    make, runs = copied
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "measure_peak_flops", dies)
+        with pytest.raises(KeyboardInterrupt):
+            assemble.train_recipe(make(training={"max_steps": STEPS + 4}), runs=runs)
+    run = assemble.train_recipe(make(training={"max_steps": STEPS + 4}), runs=runs)
+    assert (run.state["step"], run.state["status"]) == (STEPS + 4, "finished")
+
+
+def test_a_shorter_length_than_what_is_done_is_refused_and_changes_nothing(copied):
+    from gptlab.training.assemble import train_recipe
+
+    make, runs = copied
+    before = (runs / "numbers/recipe.toml").read_text(), (runs / "numbers/state.json").read_text()
+    with pytest.raises(RunError, match=f"has done {STEPS} steps already, and 8 are asked for"):
+        train_recipe(make(training={"max_steps": 8}), runs=runs)
+    assert ((runs / "numbers/recipe.toml").read_text(), (runs / "numbers/state.json").read_text()) == before
+
+
+def test_a_run_that_stopped_itself_early_stays_ended(tmp_path, monkeypatch):
+    from gptlab.training import assemble
+
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    validation = {"every_steps": 2, "sampled_rows": 20, "patience": 2, "stop": True}
+    the_recipe = recipe(tmp_path, validation=validation, optimizer={"kind": "sgd", "learning_rate": 1e-9})
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "evaluate_ends", dies)
+        with pytest.raises(KeyboardInterrupt):
+            assemble.train_recipe(the_recipe, runs=tmp_path / "runs")
+    run = assemble.train_recipe(the_recipe, runs=tmp_path / "runs")
+    assert run.state["status"] == "finished"
+    assert run.state["step"] == max(line["step"] for line in run.metrics("step")) < STEPS
+
+
+def test_a_run_begun_in_another_precision_goes_on(copied):
+    from gptlab.training.assemble import train_recipe
+
+    make, runs = copied
+    state = runs / "numbers/state.json"
+    kept = json.loads(state.read_text())
+    kept["decisions"]["device"] = "cuda"  # as if it came from a GPU, so that the precision is decided anew
+    state.write_text(json.dumps(kept))
+    assert train_recipe(make(training={"max_steps": STEPS + 4}), runs=runs).state["step"] == STEPS + 4
+
+
+@pytest.mark.parametrize("wanted", [100, 128 * 5, 10_000])
+def test_a_length_in_tokens_sees_at_least_so_many(tmp_path, monkeypatch, wanted):
+    from gptlab.training.assemble import train_recipe
+
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    tree = plain(recipe(tmp_path))
+    tree["training"].pop("max_steps")
+    tree["training"] |= {"tokens": wanted, "batch_size": 1000}  # more rows than there are
+    tree["data"]["sources"][0] |= {"limit_documents": 60}
+    run = train_recipe(build(Recipe, tree, "test"), runs=tmp_path / "runs")
+    assert run.metrics("step")[-1]["tokens"] >= wanted
+
+
 def test_another_recipe_in_the_same_folder_is_refused_by_its_differences(copied):
     from gptlab.training.assemble import train_recipe
 
@@ -234,7 +304,7 @@ def test_other_data_in_the_same_file_are_refused(copied):
 
     make, runs = copied
     other = runs.parent / "numbers.txt"
-    tree = make().model_dump(by_alias=True, exclude_none=True)
+    tree = plain(make())
     stored = runs / "numbers/recipe.toml"
     path = str(tree["data"]["sources"][0]["path"])
     other.write_text(TEXT.replace("even", "EVEN"))

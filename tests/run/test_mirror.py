@@ -101,12 +101,12 @@ def test_a_mirror_that_fails_is_a_warning_and_catches_up(tmp_path: Path, drive: 
     drive.rename(tmp_path / "unmounted")
     save(run, 2)
     run.write_state({"step": 2})
-    assert len(said) == 2
+    assert len(said) == 1  # said once, not at every write
     assert f"the run goes on without: {drive} is not there (is the drive mounted?)" in said[0]
     assert not drive.exists()  # nothing is written where the drive should be
     (tmp_path / "unmounted").rename(drive)
     save(run, 3)
-    assert len(said) == 2
+    assert len(said) == 1  # said once, not at every write
     assert files(drive / "a") == files(run.folder)
 
 

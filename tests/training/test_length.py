@@ -1,5 +1,7 @@
 """A length in minutes becomes steps by the clock, once, and is replayed ever after."""
 
+import pytest
+
 from gptlab.training.length import FIRST_DECISION, Length
 
 
@@ -21,6 +23,17 @@ def test_an_even_clock_is_met_exactly():
 def test_a_machine_that_slows_down_ends_near_its_time():
     _, elapsed = run(Length.timed(60), lambda step: 0.1 if step < 200 else 0.3)
     assert 57 < elapsed < 63
+
+
+@pytest.mark.parametrize(("first", "then"), [(50.0, 0.05), (10.0, 0.02), (2.0, 0.001)])
+def test_a_slow_first_step_does_not_make_the_run_short(first, then):
+    _, elapsed = run(Length.timed(240), lambda step: first if step == 0 else then, until=10**6)
+    assert 0.9 * 240 < elapsed < 1.1 * 240
+
+
+def test_a_machine_that_becomes_quick_is_used_to_the_end():
+    _, elapsed = run(Length.timed(60), lambda step: 1.0 if step < 12 else 0.05)
+    assert 54 < elapsed < 66
 
 
 def test_decisions_are_replayed_whatever_the_clock_says():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ def quickstart(
     progress.say("1. text → tokenizer → tokens, 2. a GPT trained on them (Ctrl-C saves; the same command goes on)")
     run = lab.train(
         "quickstart", f"training.minutes={minutes}", runs=runs, progress=progress,
-        command=f"gptlab quickstart --minutes {minutes:g}",
+        command=f"gptlab quickstart --minutes {minutes:g}" + ("" if runs == "runs" else f" --runs {shlex.quote(runs)}"),
     )  # fmt: skip
     progress.say("\n3. what it writes")
     best, samples = open_model(run.folder), build(SampleSettings, run.recipe["samples"], str(run.folder))

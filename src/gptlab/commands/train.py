@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
@@ -30,8 +28,7 @@ def train(
     from gptlab import lab
 
     run = lab.train(
-        recipe, *(changes or []), variant=variant, data=data or [], name=name, fresh=fresh, runs=runs, device=device,
-        command="gptlab " + shlex.join(sys.argv[1:]),
-    )  # fmt: skip
+        recipe, *(changes or []), variant=variant, data=data or [], name=name, fresh=fresh, runs=runs, device=device
+    )
     typer.echo(f"model   {run.checkpoint('best')}")
     typer.echo(f"report  {run.report_files.html}")

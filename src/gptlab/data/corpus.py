@@ -104,8 +104,9 @@ class Corpus:
     warnings: list[str]
 
     @property
-    def fingerprint(self) -> str:
-        return self.folder.name
+    def files(self) -> list[TokenFile]:
+        """The token files there are."""
+        return [self.train, self.validation, *([self.test] if self.test else [])]
 
 
 def cache_folder() -> Path:

@@ -25,7 +25,7 @@ import numpy as np
 from gptlab.data.digests import DIGEST_BYTES, DigestSet, as_array
 from gptlab.data.splitting import SPLITS, Piece, Split
 from gptlab.data.token_writer import ContinueError, TokenFileWriter, Written, open_at, sync
-from gptlab.data.words import count_words
+from gptlab.data.word_count import count_words
 from gptlab.errors import DataError
 
 BATCH_CHARACTERS = 1 << 19
@@ -55,7 +55,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch:
+class PieceBatch:
     """Consecutive pieces, of so many characters in all. rows (n,): where each is counted; digests (n,); fates (n,):
     KEPT, or the column it is counted in."""
 
@@ -65,9 +65,11 @@ class Batch:
     digests: np.ndarray
     fates: np.ndarray
 
-    def after(self, count: int) -> Batch:
+    def after(self, count: int) -> PieceBatch:
         """Without the first `count` pieces."""
-        return Batch(self.pieces[count:], self.characters, self.rows[count:], self.digests[count:], self.fates[count:])
+        return PieceBatch(
+            self.pieces[count:], self.characters, self.rows[count:], self.digests[count:], self.fates[count:]
+        )
 
     def kept(self) -> list[Piece]:
         return list(compress(self.pieces, self.fates == KEPT))
@@ -106,7 +108,7 @@ class Preparation:
         """
         self._held.add(as_array(held))
         workers = _cores()
-        waiting: deque[tuple[Batch, Future]] = deque()
+        waiting: deque[tuple[PieceBatch, Future]] = deque()
         batches = self._batches(pieces, report)
         with ThreadPoolExecutor(workers) as pool:
             for batch in self._unwritten(batches):
@@ -151,7 +153,7 @@ class Preparation:
             with suppress(OSError):
                 close()
 
-    def _batches(self, pieces: Iterable[Piece], report: Callable[[], None]) -> Iterator[Batch]:
+    def _batches(self, pieces: Iterable[Piece], report: Callable[[], None]) -> Iterator[PieceBatch]:
         batch: list[Piece] = []
         characters = 0
         reported_at = 0.0
@@ -167,7 +169,7 @@ class Preparation:
         if batch:
             yield self._decide(batch, characters)
 
-    def _decide(self, pieces: list[Piece], characters: int) -> Batch:
+    def _decide(self, pieces: list[Piece], characters: int) -> PieceBatch:
         """Training drops what stands in validation or test, and what it has seen; they themselves drop nothing."""
         digests = as_array([piece.digest for piece in pieces])
         rows = np.array([_row(piece.source, piece.split) for piece in pieces])
@@ -177,9 +179,9 @@ class Preparation:
         fates[training & self._held.contains(digests)] = OVERLAPPING
         candidates = np.flatnonzero(training & (fates == KEPT))
         fates[candidates[~self._seen.add(digests[candidates])]] = DUPLICATE
-        return Batch(pieces, characters, rows, digests, fates)
+        return PieceBatch(pieces, characters, rows, digests, fates)
 
-    def _unwritten(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _unwritten(self, batches: Iterator[PieceBatch]) -> Iterator[PieceBatch]:
         """Leaves out what the journal says is written, after comparing it with what was read then."""
         left = self.pieces
         with (self.folder / "digests").open("rb") as log:
@@ -197,7 +199,7 @@ class Preparation:
         texts = [piece.text for piece in pieces]
         return self.encoder.encode_documents(texts), count_words(texts)
 
-    def _write(self, batch: Batch, encoding: Future, report: Callable[[], None]) -> None:
+    def _write(self, batch: PieceBatch, encoding: Future, report: Callable[[], None]) -> None:
         while not wait([encoding], REPORT_SECONDS).done:
             report()
         ids, words = encoding.result()
@@ -214,7 +216,7 @@ class Preparation:
         if time.monotonic() - self._journaled_at > JOURNAL_SECONDS:
             self._write_journal()
 
-    def _overlap(self, batch: Batch, rest: Iterator[Batch]) -> DataError:
+    def _overlap(self, batch: PieceBatch, rest: Iterator[PieceBatch]) -> DataError:
         first = batch.pieces[int(np.flatnonzero(batch.fates == OVERLAPPING)[0])]
         deadline = time.monotonic() + COUNT_SECONDS
         count, whole = 0, True
@@ -256,7 +258,7 @@ def _row(source: int, split: Split) -> int:
     return source * len(SPLITS) + SPLITS.index(split)
 
 
-def _too_much(waiting: Sequence[Batch], limit: int) -> bool:
+def _too_much(waiting: Sequence[PieceBatch], limit: int) -> bool:
     """Whether more than one batch, and more text than the limit, waits for the encoders."""
     return len(waiting) > 1 and sum(batch.characters for batch in waiting) > limit
 

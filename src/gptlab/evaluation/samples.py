@@ -17,7 +17,7 @@ from gptlab.text.tokenizer import Tokenizer
 
 
 class SampleSettings(Section):
-    """The prompts that show how a model develops while it is trained (`every_steps` = 0: at each validation)."""
+    """The prompts that show how a model develops while it is trained (`every_steps` = 0: five times a run)."""
 
     prompts: tuple[str, ...] = Field(default=(), strict=False)  # TOML has lists only
     every_steps: int = Field(default=0, ge=0)
@@ -73,6 +73,7 @@ def complete(
         seed=seed,
         samples=samples,
         eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
         on_token=None if stream is None else stream.write,
     )
     if stream is not None:

@@ -46,6 +46,7 @@ def generate(
     seed: int = 0,
     samples: int = 1,
     eos_id: int | None = None,
+    vocab_size: int | None = None,
     on_token: Callable[[int, int, int], None] | None = None,
     batch_size: int = 32,
 ) -> list[Completion]:
@@ -53,7 +54,8 @@ def generate(
 
     Every (seed, prompt index, sample) has a random generator of its own, so a completion is the same whatever
     else is written beside it. An empty prompt starts from `eos_id`, the end of a text before. A prompt longer
-    than the context loses its beginning, which counts as a rereading. `on_token(prompt, sample, id)` is called
+    than the context loses its beginning, which counts as a rereading. Of a model whose vocabulary is padded
+    only the first `vocab_size` ids are written. `on_token(prompt, sample, id)` is called
     for each new token (not for EOS), in the order of writing. The model is left in the mode it was in.
 
     Raises UserError for a number that cannot be and for an empty prompt without `eos_id`; TokenizerError for
@@ -75,7 +77,7 @@ def generate(
         while unfinished:
             by_length = sorted(unfinished, key=lambda row: len(row.window))  # the least padding
             for start in range(0, len(by_length), batch_size):
-                _write(model, by_length[start : start + batch_size], sampling, eos_id, on_token)
+                _write(model, by_length[start : start + batch_size], sampling, eos_id, vocab_size, on_token)
             unfinished = [row for row in unfinished if row.stopped is None]
     finally:
         model.train(was_training)
@@ -108,6 +110,7 @@ def _write(
     rows: list[_Row],
     sampling: Sampling,
     eos_id: int | None,
+    vocab_size: int | None,
     on_token: Callable[[int, int, int], None] | None,
 ) -> None:
     """Writes until every row is finished or its context is full."""
@@ -117,7 +120,7 @@ def _write(
         raise ModelError("the model's logits are not finite: its weights are damaged; use an earlier checkpoint")
     while True:
         seen = [row.seen(logits.device) for row in rows] if sampling.repetition_penalty != 1 else []
-        ids = choose(logits, sampling, seen, [row.generator for row in rows])
+        ids = choose(logits[:, :vocab_size], sampling, seen, [row.generator for row in rows])
         going_on = [n for n, id in enumerate(ids.tolist()) if rows[n].take(id, eos_id, on_token)]
         if not going_on:
             return

@@ -79,7 +79,7 @@ def gather(run: Run) -> Facts:
         "fingerprints": data.get("fingerprints", {}),
         "notes": [line for line in metrics if line["event"] == "note"],
         "recipe": to_toml(run.recipe),
-        "command": origin.get("command"),
+        "command": _last([line for line in metrics if line["event"] == "start"], "command") or origin.get("command"),
         "device": origin.get("device"),
         "origin": {key: value for key, value in origin.items() if key not in ("command", "data")},
     }

@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, folder: Path, *, mirror: Path | None = None, warn: Say = warnings.warn) -> None:
         self.folder = folder
-        self._mirror, self._warn = mirror, warn
+        self._mirror, self._warn, self._mirror_fault = mirror, warn, ""
 
     @classmethod
     def create(
@@ -277,8 +277,11 @@ class Run:
             if not self._mirror.is_dir():
                 raise CheckpointError(f"{self._mirror} is not there (is the drive mounted?)")
             self._copy_to(Run(self._mirror / self.name), with_checkpoints)
+            self._mirror_fault = ""
         except (OSError, RunError, CheckpointError) as error:
-            self._warn(f"the mirror could not be brought up to date, the run goes on without: {error}")
+            if str(error) != self._mirror_fault:  # said once, not at every save
+                self._warn(f"the mirror could not be brought up to date, the run goes on without: {error}")
+            self._mirror_fault = str(error)
 
     def _copy_to(self, copy: Run, with_checkpoints: bool) -> None:
         """The newest checkpoint first; older ones there are removed only after all that is here has arrived."""

@@ -21,7 +21,6 @@ from gptlab.training.continuing import (
     find_run,
     is_finished,
     make_cadence,
-    make_origin,
     new_folder,
     open_run,
 )
@@ -29,6 +28,7 @@ from gptlab.training.ending import evaluate_ends, in_words
 from gptlab.training.fit import decide_micro_batch, memory_errors
 from gptlab.training.loop import Engine, State, deterministic, train
 from gptlab.training.optimizer import Optimizer
+from gptlab.training.origin import make_origin
 from gptlab.training.prepare import prepare
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
@@ -50,7 +50,7 @@ def train_recipe(
     runs: Path = Path("runs"),
     device: str = "auto",
     fresh: bool = False,
-    command: str | None = None,
+    command: str = "",
     progress: Progress | None = None,
 ) -> Run:
     """Trains the recipe in `runs/NAME`, or continues it there; returns the run, finished and evaluated.
@@ -77,17 +77,18 @@ def train_recipe(
     data = prepare(recipe, progress)
     progress.table("data", *sources_table(data))
     objective = LanguageObjective()
-    fit = decide_micro_batch(
-        recipe, data.tokenizer.vocab_size, objective, device=place, precision=precision,
-        kept=kept["micro_batch_size"] if same_kind else None,
-    )  # fmt: skip
+    with progress.busy("predicting memory"):
+        fit = decide_micro_batch(
+            recipe, data.tokenizer.vocab_size, len(data.rows), objective, device=place, precision=precision,
+            kept=kept["micro_batch_size"] if same_kind else None,
+        )  # fmt: skip
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, data.tokenizer.vocab_size)
-    folder = existing.folder if existing else new_folder(recipe.name, runs)
+    folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
     recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
     disk_bytes = checkpoint_disk_bytes(model, recipe.checkpoints.keep)
     check_disk(folder, disk_bytes)
-    origin = make_origin(recipe, data, place, parameter_count(model), command)
+    origin = make_origin(data, place, parameter_count(model), command)
     run = open_run(existing, recipe, folder, origin, progress.say)
 
     with run.lock(), deterministic(recipe.training.deterministic):
@@ -132,9 +133,9 @@ def train_recipe(
         progress.say(
             screen(recipe, data, model, fit, length, machine_in_words(place, precision, peak_flops), disk_bytes)
         )
-        watcher.began(state, length)
+        watcher.began(state, length, command)
         try:
-            with stop_signals() as watcher.stop_asked:
+            with stop_signals(progress.say) as watcher.stop_asked:
                 train(
                     engine, data.rows, batch_size=recipe.training.batch_size, seed=recipe.seed,
                     schedule=recipe.schedule, length=length, state=state, watcher=watcher,

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import math
-import platform
-import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gptlab import __version__
 from gptlab.data.batch import steps_per_epoch
-from gptlab.device import describe_device
 from gptlab.errors import RunError
 from gptlab.run.run import Run
 from gptlab.settings import Tree, flatten, plain
@@ -23,6 +15,7 @@ from gptlab.training.cadence import Cadence
 from gptlab.training.length import Length
 from gptlab.training.prepare import Prepared
 from gptlab.training.recipe import LENGTHS, Recipe, TrainingSettings
+from gptlab.words import duration
 
 MAY_DIFFER = (
     *(f"training.{name}" for name in LENGTHS),
@@ -97,7 +90,7 @@ def _length_of(recipe: Tree) -> Tree:
 
 
 def new_folder(name: str, runs: Path) -> Path:
-    """`runs/NAME`, or the first free of NAME-2, NAME-3, … where there is one already."""
+    """`runs/NAME`, or the first free of NAME-2, NAME-3, … : where a fresh run begins."""
     folder, number = runs / name, 1
     while (folder / "recipe.toml").exists():
         number += 1
@@ -127,54 +120,25 @@ def bring_up_to_date(run: Run, recipe: Recipe, data: Prepared, done: int, say: C
     decisions = run.state.get("decisions", {})
     changed = _length_of(run.recipe) != _length_of(plain(recipe))
     if changed:
-        decisions = {**decisions, "length": []}
+        decisions = {key: value for key, value in decisions.items() if key not in ("length", "ended")}
     length = make_length(recipe.training, data, decisions.get("length", []))
+    if "ended" in decisions:  # it stopped itself early
+        length = Length.fixed(decisions["ended"])
     if length.total is not None and length.total < done:
         raise RunError(f"{run.folder} has done {done:,} steps already, and {length.total:,} are asked for")
+    spent = run.state.get("elapsed_seconds", 0.0) if changed else 0.0
+    if length.seconds is not None and length.seconds < spent:
+        raise RunError(
+            f"{run.folder} has trained for {duration(spent)} already, {duration(length.seconds)} are asked for"
+        )
     if changed:
         say("another length than before: the learning rate's schedule is rebuilt over it")
-        run.write_state({**run.state, "decisions": decisions})
+        # "running" first: were it still "finished" after a kill, the new length would never be trained.
+        run.write_state({**run.state, "status": "running", "decisions": decisions})
     if run.recipe != plain(recipe):
         run.write_recipe(plain(recipe))
     length.rewind(done)
     return length
-
-
-def make_origin(recipe: Recipe, data: Prepared, device: torch.device, parameters: int, command: str | None) -> Tree:
-    """Where a run comes from, as origin.json keeps it."""
-    import numpy as np
-
-    corpus = data.corpus
-    files = {"train": corpus.train, "validation": corpus.validation, **({"test": corpus.test} if corpus.test else {})}
-    return {
-        "command": command or f"gptlab train {recipe.name}",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": describe_device(device),
-        "parameters": parameters,
-        "versions": {
-            "gptlab": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "platform": platform.platform(),
-        },
-        "commit": _commit(),
-        "data": {
-            "fingerprints": {name: file.checksum for name, file in files.items()},
-            "table": [asdict(row) for row in corpus.table],
-            "tokenizer": {
-                "vocab_size": data.tokenizer.vocab_size,
-                "fingerprint": data.tokenizer.fingerprint,
-                "bytes_per_token": round(data.bytes_per_token, 3),
-            },
-        },
-    }  # fmt: skip
-
-
-def _commit() -> str:
-    """The commit of the lab's own source, "" where it is not a checkout."""
-    try:
-        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def make_cadence(recipe: Recipe, n_rows: int) -> Cadence:
@@ -197,6 +161,7 @@ def make_length(settings: TrainingSettings, data: Prepared, decided: list[Any]) 
     if settings.max_steps is not None:
         return Length.fixed(settings.max_steps)
     if settings.tokens is not None:
-        return Length.fixed(math.ceil(settings.tokens / (settings.batch_size * data.rows.context)))
+        epochs, left = divmod(math.ceil(settings.tokens / data.rows.context), len(data.rows))
+        return Length.fixed(epochs * per_epoch + steps_per_epoch(left, settings.batch_size))
     assert settings.epochs is not None
     return Length.fixed(max(1, math.ceil(settings.epochs * per_epoch)))

@@ -26,11 +26,17 @@ def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) 
         raise TrainingStopped(
             f"{run.folder}: the loss on validation was never finite. Try a third of optimizer.learning_rate"
         )
-    context = data.rows.context
+    context, vocab_size = data.rows.context, data.tokenizer.vocab_size
     scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
     best, last = run.checkpoint("best"), run.checkpoint("last")
     scored = {line["step"]: line for line in run.metrics("validation")}
     scores: dict[str, Any] = {"context": context, "stride": context}
+
+    unigram = {
+        text: exp(unigram_loss(data.corpus.train.tokens, text.file.tokens, vocab_size))
+        for text in (data.validation, data.test)
+        if text
+    }
 
     def score(checkpoint: Path, split: str, text: ScoredWindows) -> dict[str, float]:
         values = scored.get(int(checkpoint.name)) if split == "validation" else None
@@ -38,9 +44,8 @@ def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) 
             model = load_model(checkpoint, device=engine.device)
             with progress.busy(f"scoring {split} by step {checkpoint.name}") as tell:
                 values = scorer.text(model, text, lambda done, total: tell(f"{done:,}/{total:,} rows"))
-        unigram = unigram_loss(data.corpus.train.tokens, text.file.tokens, data.tokenizer.vocab_size)
         of_the_run = ("event", "step", "seconds")
-        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": exp(unigram)}
+        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": unigram[text]}
 
     for which, checkpoint in {"best": best, **({} if last == best else {"last": last})}.items():
         scores[which] = {"step": int(checkpoint.name), "validation": score(checkpoint, "validation", data.validation)}

@@ -38,6 +38,7 @@ class Fit:
 def decide_micro_batch(
     recipe: Recipe,
     vocab_size: int,
+    n_rows: int,
     objective: Objective,
     *,
     device: torch.device,
@@ -51,8 +52,8 @@ def decide_micro_batch(
     On a GPU it begins with all rows, and the loop halves them if they do not fit: all rows of a corpus are as
     long as each other, so the first batch is also the worst.
     """
-    batch_size = recipe.training.batch_size
-    predict = _predictor(recipe, vocab_size, objective, precision)
+    batch_size = min(recipe.training.batch_size, n_rows)
+    predict = _predictor(recipe, vocab_size, batch_size, objective, precision)
     available = available_memory(device)
     wanted = recipe.training.micro_batch_size if recipe.training.micro_batch_size != "auto" else kept
     on_cpu = device.type == "cpu"
@@ -81,7 +82,9 @@ def memory_errors() -> Iterator[None]:
         raise MemoryLimitError(f"the memory is not enough: {error}. {WHAT_HELPS}") from error
 
 
-def _predictor(recipe: Recipe, vocab_size: int, objective: Objective, precision: Precision) -> Callable[[int], int]:
+def _predictor(
+    recipe: Recipe, vocab_size: int, batch_size: int, objective: Objective, precision: Precision
+) -> Callable[[int], int]:
     def make_model() -> Any:
         model = build_model(recipe.model, vocab_size)
         model.activation_checkpointing = recipe.training.activation_checkpointing
@@ -90,7 +93,7 @@ def _predictor(recipe: Recipe, vocab_size: int, objective: Objective, precision:
     def predict(micro_batch_size: int) -> int:
         return predict_peak_bytes(
             make_model, objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
-            batch_size=recipe.training.batch_size, context=recipe.model.numbers()["context"],
+            batch_size=batch_size, context=recipe.model.numbers()["context"],
         )  # fmt: skip
 
     return predict

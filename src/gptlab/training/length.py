@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 FIRST_DECISION = 10
 """Steps after which a length in minutes is first turned into steps."""
 
+WARM_UP = 2
+"""Steps that do not count for the pace: the first loads libraries and compiles."""
+
+EARLY = 0.9
+"""A run that reaches its last step before this part of its time decides anew."""
+
 LATER_DECISIONS = (0.25, 0.5, 0.75, 0.9)
 """The parts of the time after which it is turned into steps anew."""
 
@@ -43,11 +49,13 @@ class Length:
         """After `step` steps and `elapsed` seconds: whether the total was decided now (anew, or replayed)."""
         if self.seconds is None:
             return False
+        if step == WARM_UP and not self.decisions:
+            self._last = (step, elapsed)
         recorded = next((total for at, total in self.decisions if at == step), None)
         if recorded is None:
             if not self._due(step, elapsed) or any(at > step for at, _ in self.decisions):
                 return False
-            since_step, since = self._last
+            since_step, since = self._last if self._last[0] < step else (0, 0.0)
             pace = (elapsed - since) / (step - since_step)  # of late, because machines get slower and faster
             recorded = step + max(0, round((self.seconds - elapsed) / pace))
             self.decisions.append((step, recorded))
@@ -59,5 +67,7 @@ class Length:
         assert self.seconds is not None
         if self.total is None:
             return step >= FIRST_DECISION or elapsed > self.seconds / 10
+        if step >= self.total and elapsed < EARLY * self.seconds:
+            return True  # steps have become much quicker than they were
         made = len(self.decisions) - 1
         return made < len(LATER_DECISIONS) and elapsed >= LATER_DECISIONS[made] * self.seconds

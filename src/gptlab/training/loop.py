@@ -7,6 +7,7 @@ the order of the code in `train`.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,12 +119,13 @@ def train(
         state.step += 1
         state.weight += batch.weight
         state.seconds = time.perf_counter() - started
-        log.add(sums, batch.weight, norm, time.perf_counter() - step_started)
+        log.add(sums, batch.weight, norm, step_started)
         skipped = skipped + 1 if was_skipped else 0
         if skipped == SKIPPED_IN_A_ROW:
             raise TrainingStopped(
                 f"step {state.step}: fp16 skipped {skipped} steps in a row, since their gradients overflow at any "
-                f"loss scale. The checkpoints before it are good. Try training.precision=float32 or a lower rate"
+                f"loss scale. The checkpoints before it are good. Try "
+                f"training.precision=float32 or a lower rate in a new run: --fresh or --name NAME"
             )
         if length.decide(state.step, state.seconds):
             watcher.decided(state, length)
@@ -186,6 +188,8 @@ def descend(engine: Engine) -> tuple[Tensor, bool]:
 def deterministic(enabled: bool) -> Iterator[None]:
     """torch's deterministic algorithms for as long as a run lasts, if the recipe asks for them."""
     before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's notes on randomness ask for
     torch.use_deterministic_algorithms(enabled or before)
     try:
         yield
@@ -203,20 +207,22 @@ class _Log:
     def _clear(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.norms: Tensor | float = 0.0
-        self.weight, self.seconds, self.steps = 0.0, 0.0, 0
+        self.weight, self.steps, self.began_at = 0.0, 0, 0.0
 
-    def add(self, sums: dict[str, Tensor], weight: float, norm: Tensor, seconds: float) -> None:
+    def add(self, sums: dict[str, Tensor], weight: float, norm: Tensor, began_at: float) -> None:
+        if not self.steps:
+            self.began_at = began_at
         for key, value in sums.items():
             self.sums[key] = self.sums.get(key, 0) + value.double()
         self.norms = self.norms + norm
         self.weight += weight
-        self.seconds += seconds
         self.steps += 1
 
     def take(self, state: State, epoch: float) -> dict[str, Any]:
         """The line that is due, and a new beginning. TrainingStopped where it is not finite."""
         values = {key: float(value) for key, value in self.sums.items()}
         norm = float(self.norms) / self.steps
+        seconds = time.perf_counter() - self.began_at  # after the values have been waited for
         rate = self.engine.optimizer.rate
         scores = means(self.engine.objective, values, self.weight)
         # fp16 skips a step whose gradient overflows and lowers its scale, so there the norm may be infinite.
@@ -224,11 +230,12 @@ class _Log:
             raise TrainingStopped(
                 f"step {state.step}: the loss is {scores['loss']:.4g} and its gradient's norm {norm:.4g}, at a "
                 f"learning rate of {rate:.3g}. The checkpoints before it are good. Try a third of "
-                f"optimizer.learning_rate, a longer schedule.warmup_steps or a smaller optimizer.gradient_clip"
+                f"optimizer.learning_rate, a longer schedule.warmup_steps or a smaller optimizer.gradient_clip, "
+                f"in a new run: --fresh or --name NAME"
             )
         record = {
             "event": "step", "step": state.step, "epoch": epoch, **scores, "learning_rate": rate, "gradient_norm": norm,
-            "tokens": state.weight, "tokens_per_second": self.weight / self.seconds, "seconds": state.seconds,
+            "tokens": state.weight, "tokens_per_second": self.weight / seconds, "seconds": state.seconds,
             "memory_bytes": peak_memory(self.engine.device),
         }  # fmt: skip
         self._clear()

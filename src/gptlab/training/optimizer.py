@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gptlab.errors import CheckpointError
@@ -28,6 +28,12 @@ class OptimizerSettings(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     gradient_clip: float = Field(1.0, ge=0)
     """The largest norm of the whole gradient; 0 clips nothing."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimizerSettings:
+        if self.kind == "nesterov" and self.momentum == 0:
+            raise ValueError("kind = nesterov needs a momentum above 0; without one it is kind = sgd")
+        return self
 
 
 class Optimizer:
@@ -57,8 +63,8 @@ class Optimizer:
 
     @property
     def rate(self) -> float:
-        """The learning rate now, of the first group."""
-        return float(next(iter(self._groups()))["lr"])
+        """The learning rate now; beside Muon that of AdamW's part."""
+        return float(self.parts[-1].param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
         for part in self.parts:

@@ -54,6 +54,9 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
             tell(f"{now.source}: {of}, {number(now.documents)} documents, {large(now.tokens)} tokens")
 
         corpus = prepare_corpus(recipe.data, tokenizer, seed=recipe.seed, on_progress=on_progress)
+    with progress.busy("checking the tokens"):
+        for file in corpus.files:
+            file.verify()
     for warning in corpus.warnings:
         progress.say(f"warning: {warning}")
     context = recipe.model.numbers()["context"]

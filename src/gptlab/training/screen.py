@@ -28,7 +28,7 @@ def sources_table(data: Prepared) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             row.name, row.split, number(row.documents), size(row.bytes), number(row.tokens),
-            number(row.tokens // context), row.dropped,
+            number(-(-row.tokens // context)), row.dropped,
         ]
         for row in data.corpus.table
     ]  # fmt: skip
@@ -41,18 +41,23 @@ def screen(recipe: Recipe, data: Prepared, model: GPT, fit: Fit, length: Length,
     tokens = min(training.batch_size, len(data.rows)) * shape.context
     epoch_steps = steps_per_epoch(len(data.rows), training.batch_size)
     if length.total is not None:
-        steps = f"{number(length.total)} steps = {length.total / epoch_steps:.2f} epochs; the time is said after ten"
+        epochs = length.total / epoch_steps
+        seen = large(round(epochs * len(data.rows) * shape.context))
+        steps = f"{number(length.total)} steps = {epochs:.2f} epochs = {seen} tokens; the time is said after ten"
     else:
         steps = f"{duration(length.seconds or 0)}; how many steps that is, is said after ten"
+    first_loss = math.log(vocabulary) + shape.n_embd * 0.02**2 / 2  # logits of weights N(0, 0.02²) on a normed state
+    own_rate = recipe.optimizer.matrix_learning_rate if recipe.optimizer.kind == "muon" else None
+    matrices = f" (matrices {own_rate:g})" if own_rate else ""
     micro = f"micro-batches of {fit.micro_batch_size}" if fit.micro_batch_size < training.batch_size else "all at once"
     lines = {
         "tokenizer": f"{number(vocabulary)} tokens, {data.bytes_per_token:.2f} bytes a token",
-        "model": f"{shape.n_layer} layers × {shape.n_embd} wide, {shape.n_head} heads, context {shape.context}, "
+        "model": f"n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_head {shape.n_head}, context {shape.context}, "
         f"head {'tied' if shape.tie_head else 'not tied'}: {large(parameter_count(model))} parameters",
-        "objective": f"{recipe.objective.kind}; a first loss near {math.log(vocabulary):.2f} "
-        f"(ln {number(vocabulary)}) is right",
+        "objective": f"{recipe.objective.kind}; a first loss near {first_loss:.2f} "
+        f"(ln {number(vocabulary)} + {shape.n_embd} · 0.02² / 2) is right",
         "step": f"{training.batch_size} rows × {shape.context} = {number(tokens)} tokens, {micro}; "
-        f"{recipe.optimizer.kind}, rate {recipe.optimizer.learning_rate:g}, {recipe.schedule.kind}",
+        f"{recipe.optimizer.kind}, rate {recipe.optimizer.learning_rate:g}{matrices}, {recipe.schedule.kind}",
         "length": f"{steps}; an epoch is {number(epoch_steps)} steps",
         "machine": machine,
         "memory": f"{size(fit.peak_bytes)} predicted at the peak, of {size(fit.available_bytes)}",

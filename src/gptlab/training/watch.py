@@ -27,6 +27,9 @@ from gptlab.training.length import Length
 from gptlab.training.loop import Engine, State
 from gptlab.training.progress import Progress
 
+SAID_AFTER = 10
+"""Steps after which it is said how long the run will take."""
+
 SAVE_SECONDS = 600
 """A run that has not been saved for so long is saved, evaluation or not."""
 
@@ -72,14 +75,16 @@ class RunWatcher:
     progress: Progress
     stop_asked: Callable[[], bool] = lambda: False
     best: Best = field(default_factory=Best)
+    first_step: int = 0
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
 
-    def began(self, state: State, length: Length) -> None:
-        """The run starts or goes on; written before the first step."""
+    def began(self, state: State, length: Length, command: str) -> None:
+        """The run starts or goes on by this command; written before the first step."""
+        self.first_step = state.step
         self.run.log({
             "event": "start", "step": state.step, "seconds": state.seconds, "total_steps": length.total,
-            "micro_batch_size": self.engine.micro_batch_size, **self.decided_once,
+            "micro_batch_size": self.engine.micro_batch_size, "command": command, **self.decided_once,
         })  # fmt: skip
         self.write_state(state, length, "running")
 
@@ -88,6 +93,8 @@ class RunWatcher:
         self.progress.length(state.step, length.total, state.seconds)
 
     def due(self, state: State, length: Length) -> bool:
+        if length.seconds is None and state.step == self.first_step + SAID_AFTER:
+            self.progress.length(state.step, length.total, state.seconds)
         wanted = any(check(state.step, length.total) for check in (self._evaluates, self._samples, self._saves))
         return wanted or self.stop_asked()  # what is saved must have been seen to be finite
 
@@ -103,7 +110,7 @@ class RunWatcher:
             self._write_samples(step)
         ended = self._alarm(step)
         if ended:
-            length.total = step
+            length.total = self.decided_once["ended"] = step
         if improved or ended or self._saves(step, total):
             self.save(state, length, best=improved)
         return ended
@@ -194,7 +201,8 @@ class RunWatcher:
     def restore(self, saved: TrainingState) -> State:
         """Optimizer, random states, scaler and best as they were; returns where the run is."""
         self.engine.optimizer.load(saved.optimizer)
-        self.engine.scaler.load_state_dict(saved.values["scaler"])
+        if saved.values["scaler"] and self.engine.scaler.is_enabled():  # else it began in another precision
+            self.engine.scaler.load_state_dict(saved.values["scaler"])
         torch.set_rng_state(saved.random["cpu"])
         if "cuda" in saved.random and self.engine.device.type == "cuda":
             torch.cuda.set_rng_state(saved.random["cuda"], self.engine.device)
@@ -218,7 +226,7 @@ class RunWatcher:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """While inside, the first Ctrl-C or SIGTERM only raises a flag, which is yielded; a second one interrupts.
 
     Outside of the main thread nothing can be caught, and the flag stays down.
@@ -232,6 +240,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        say("stopping after this step (once more: at once, without saving)")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlab.data.words import count_words
+from gptlab.data.word_count import count_words
 
 SPACES = "".join(chr(c) for c in range(0x110000) if chr(c).isspace())
 
