@@ -35,12 +35,21 @@ VARIADIC = ("--data",)
 """Options that take every word up to the next option or section.key=value, so that a shell's *.txt works."""
 
 
+BEFORE_TORCH = {
+    # Threads that wait for each other spin for some microseconds and then sleep. With the default, milliseconds,
+    # every wait stalls as soon as another process takes one of the cores.
+    "GOMP_SPINCOUNT": "3000",
+    # Large allocations in huge pages: a step of mini-gpt takes three quarters of the time.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+"""What must stand in the environment before torch is imported; figures in docs/log.md. What is set stays."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Exits 0, or with the code of the error: 2 the user's mistake, 1 a failure, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Before torch: its threads then sleep while they wait for each other, instead of spinning. On a machine that
-    # also does something else, two threads that spin are three times as slow (docs/log.md); on an idle one, equal.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in BEFORE_TORCH.items():
+        os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding has not
