@@ -128,8 +128,7 @@ def test_quickstart_ends_as_the_readme_says(ran: Ran) -> None:
     said = results["script/quickstart"].stdout
     made = Run.open(folder / "runs" / "quickstart")
     scores = made.evaluation["best"]["validation"]
-    # On a busy machine a minute is ten steps; a model that has learned nothing has the size of the vocabulary.
-    assert scores["perplexity"] < made.origin["data"]["tokenizer"]["vocab_size"]
+    assert scores["perplexity"] < scores["unigram_perplexity"]  # a minute is enough to learn from context
     assert f"validation perplexity {scores['perplexity']:,.2f}" in said
     assert "report   runs/quickstart/report.html" in said
     assert (folder / "runs/quickstart/report.html").stat().st_size > 10_000
