@@ -90,7 +90,7 @@ class _Chunks:
                 logits = self._logits[:count].copy_(logits)
             yield part, logits, logits.logsumexp(dim=1, keepdim=True)
 
-    def backward(self, part: slice, d_logits: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> None:
+    def add_gradients(self, part: slice, d_logits: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> None:
         """Adds what the gradient of this chunk's logits (c, vocabulary) gives to those of hidden and weight."""
         if d_logits.dtype != self.hidden.dtype:
             d_logits = self._products[: len(d_logits)].copy_(d_logits)
@@ -127,7 +127,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             d_logits.scatter_add_(1, wanted, d_logits.new_full(wanted.shape, -1.0))
             if weights is not None:
                 d_logits *= weights[part, None]
-            chunks.backward(part, d_logits, d_hidden, d_weight)
+            chunks.add_gradients(part, d_logits, d_hidden, d_weight)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.hidden_dtype = hidden.dtype
         return loss
@@ -166,5 +166,5 @@ class _TargetLogProbs(torch.autograd.Function):
             d_logits = logits.sub_(log_sum).exp_().neg_()
             d_logits.scatter_add_(1, targets[part, None], d_logits.new_ones(len(d_logits), 1))
             d_logits *= d_log_probs[part, None]
-            chunks.backward(part, d_logits, d_hidden, d_weight)
+            chunks.add_gradients(part, d_logits, d_hidden, d_weight)
         return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, None, None
