@@ -104,9 +104,10 @@ class Corpus:
     warnings: list[str]
 
     @property
-    def files(self) -> list[TokenFile]:
-        """The token files there are."""
-        return [self.train, self.validation, *([self.test] if self.test else [])]
+    def files(self) -> dict[Split, TokenFile]:
+        """The token files there are, by split."""
+        files: dict[Split, TokenFile | None] = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: file for split, file in files.items() if file}
 
 
 def cache_folder() -> Path:
@@ -135,7 +136,9 @@ def prepare_corpus(
     """
     parts = _parts(settings)
     shares = _shares(settings, seed)
-    folder = (cache or cache_folder()) / "corpora" / _fingerprint(settings, parts, tokenizer, shares.seed)
+    folder = (
+        (cache or cache_folder()) / "corpora" / _fingerprint(settings, parts, shares, tokenizer.fingerprint, VERSION)
+    )
     if corpus := _find(folder, settings, parts, tokenizer):
         return corpus
     reading = Reading(parts, shares, on_progress or (lambda progress: None))
@@ -156,9 +159,7 @@ def training_documents(settings: CorpusSettings, seed: int = 0) -> Iterator[str]
 
 def text_fingerprint(settings: CorpusSettings, seed: int = 0) -> str:
     """16 hex digits of what `training_documents` depends on."""
-    parts = _parts(settings)
-    what = [plain(settings), [part.source.fingerprint() for part in parts], _shares(settings, seed).seed]
-    return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return _fingerprint(settings, _parts(settings), _shares(settings, seed))
 
 
 def _shares(settings: CorpusSettings, seed: int) -> Shares:
@@ -173,9 +174,9 @@ def _parts(settings: CorpusSettings) -> list[Part]:
     return parts
 
 
-def _fingerprint(settings: CorpusSettings, parts: Sequence[Part], tokenizer: Tokenizer, seed: int) -> str:
-    """16 hex digits of everything that the files depend on."""
-    what = [VERSION, plain(settings), [part.source.fingerprint() for part in parts], tokenizer.fingerprint, seed]
+def _fingerprint(settings: CorpusSettings, parts: Sequence[Part], shares: Shares, *more: str | int) -> str:
+    """16 hex digits of the text, how it is divided, and whatever `more` something made from it depends on."""
+    what = [plain(settings), [part.source.fingerprint() for part in parts], shares.seed, *more]
     return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

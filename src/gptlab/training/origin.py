@@ -21,7 +21,6 @@ def make_origin(data: Prepared, device: torch.device, parameters: int, command: 
     import numpy as np
 
     corpus = data.corpus
-    files = {"train": corpus.train, "validation": corpus.validation, **({"test": corpus.test} if corpus.test else {})}
     return {
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -33,7 +32,7 @@ def make_origin(data: Prepared, device: torch.device, parameters: int, command: 
         },
         "commit": _commit(),
         "data": {
-            "fingerprints": {name: file.checksum for name, file in files.items()},
+            "fingerprints": {name: file.checksum for name, file in corpus.files.items()},
             "table": [asdict(row) for row in corpus.table],
             "tokenizer": {
                 "vocab_size": data.tokenizer.vocab_size,

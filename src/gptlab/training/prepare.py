@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
 
         corpus = prepare_corpus(recipe.data, tokenizer, seed=recipe.seed, on_progress=on_progress)
     with progress.busy("checking the tokens"):
-        for file in corpus.files:
+        for file in corpus.files.values():
             file.verify()
     for warning in corpus.warnings:
         progress.say(f"warning: {warning}")
