@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gptlab.hub import is_hub_name
+from gptlab.hub import cache_folder, is_hub_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -102,3 +102,13 @@ def test_names() -> None:
 def test_importing_it_imports_nothing_of_the_hub() -> None:
     code = "import sys, gptlab.hub; assert not {'huggingface_hub', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTLAB_CACHE", "/big/disk")
+    assert cache_folder() == Path("/big/disk")
+    monkeypatch.delenv("GPTLAB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/gptlab")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache/gptlab"

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: a name there → a folder here.
+"""The Hugging Face hub: a name there → a folder here. And the folder where the lab keeps what it made itself.
 
 With data/sources.py it is the only code that uses the network. Where the hub is (HF_ENDPOINT), where its files are
 kept (HF_HOME), with which token they are asked for and whether the network may be used at all (HF_HUB_OFFLINE) is
@@ -7,6 +7,7 @@ huggingface_hub's to decide.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from typing import Literal
 from gptlab.errors import GptlabError, UserError
 
 Kind = Literal["model", "dataset"]
+
+
+def cache_folder() -> Path:
+    """Where the lab keeps what it prepared (corpora, tokenizers, built kernels): $GPTLAB_CACHE, else
+    $XDG_CACHE_HOME/gptlab, else ~/.cache/gptlab."""
+    if own := os.environ.get("GPTLAB_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlab"
 
 
 def is_hub_name(name: str) -> bool:

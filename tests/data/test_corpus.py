@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptlab.data.corpus import Corpus, CorpusSettings, cache_folder, prepare_corpus
+from gptlab.data.corpus import Corpus, CorpusSettings, prepare_corpus
 from gptlab.data.token_file import TokenFile
 from gptlab.errors import DataError, GptlabError, RecipeError
 from gptlab.settings import build
@@ -329,16 +329,6 @@ def test_a_damaged_cache_is_made_again(prepare: Any, tmp_path: Path) -> None:
     file.write_bytes(whole[:-5])
     prepare(settings_of(path))
     assert file.read_bytes() == whole
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTLAB_CACHE", "/big/disk")
-    assert cache_folder() == Path("/big/disk")
-    monkeypatch.delenv("GPTLAB_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_folder() == Path("/xdg/gptlab")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache/gptlab"
 
 
 def test_a_cache_that_cannot_be_written(tokenizer: Tokenizer, tmp_path: Path) -> None:

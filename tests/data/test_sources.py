@@ -338,3 +338,11 @@ def test_numbers_in_a_parquet_column(tmp_path: Path) -> None:
         documents(table(tmp_path / "a.parquet", STORIES), column="id")
     with pytest.raises(DataError, match="no column 'story'; there is 'id', 'text'"):
         documents(tmp_path / "a.parquet", column="story")
+
+
+def test_records_of_a_table_are_the_lines_a_pattern_looks_at(tmp_path: Path) -> None:
+    """WikiText on the hub: a line a record, some of them empty; an article runs over many."""
+    lines = ["", " = One = \n", "", " a b \n", " = = Part = = \n", " = Two = \n", None, " c \n"]
+    path = write(tmp_path / "lines.jsonl", "".join(json.dumps({"text": line}) + "\n" for line in lines))
+    found = documents(path, document="pattern", pattern=r"^ = [^=]+ = $")
+    assert found == [" = One = \n\n a b \n = = Part = = \n", " = Two = \n\n c \n"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from gptlab.data.splitting import SPLITS, Shares, Split
 from gptlab.data.token_file import VERSION, TokenFile
 from gptlab.data.token_writer import ContinueError
 from gptlab.errors import DataError, GptlabError
+from gptlab.hub import cache_folder
 from gptlab.settings import Section, plain
 from gptlab.text.tokenizer import Tokenizer
 
@@ -108,13 +108,6 @@ class Corpus:
         """The token files there are, by split."""
         files: dict[Split, TokenFile | None] = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: file for split, file in files.items() if file}
-
-
-def cache_folder() -> Path:
-    """Where prepared data is kept: $GPTLAB_CACHE, else $XDG_CACHE_HOME/gptlab, else ~/.cache/gptlab."""
-    if own := os.environ.get("GPTLAB_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlab"
 
 
 def prepare_corpus(

@@ -39,10 +39,10 @@ class SourceSettings(Section):
     embedded: Literal["python-docs"] | None = None
     name: str | None = Field(None, min_length=1)
     column: str = "text"
-    """The column of a table (.jsonl .csv .tsv .parquet, hub) that is read. Each record's is a text of its own."""
+    """The column of a table (.jsonl .csv .tsv .parquet, hub) that is read."""
     document: Rule = "file"
     """What a document is: the whole file (in a table: the whole text of a record), a line, a blank-line block, or
-    what begins at each line that `pattern` matches."""
+    what begins at each line that `pattern` matches (then a table's records are the lines of one text)."""
     pattern: str | None = None
     share: float = Field(1.0, gt=0, le=1)
     """The fraction of the documents that is used, always the same ones."""
@@ -159,9 +159,9 @@ class Source:
             yield from self._texts_of_files()
         elif settings.hub is not None:
             records = read_hub(settings.hub, settings.config, settings.split, self._revision, settings.column)
-            yield from self._counted(records)
+            yield from self._texts_of_table(self._counted(records))
         else:
-            yield from self._counted(text for _, text in python_docs())
+            yield from ((text or "",) for text in self._counted(text for _, text in python_docs()))
 
     def _texts_of_files(self) -> Iterator[Iterable[str]]:
         before = 0
@@ -174,13 +174,21 @@ class Source:
             if format in PLAIN:
                 yield (block.text for block in read_blocks(path, progress))
             else:
-                yield from ((text or "",) for text in read_table(path, format, self.settings.column, progress))
+                yield from self._texts_of_table(read_table(path, format, self.settings.column, progress))
             before += path.stat().st_size
 
-    def _counted(self, texts: Texts) -> Iterator[Iterable[str]]:
+    def _texts_of_table(self, records: Texts) -> Iterator[Iterable[str]]:
+        """A table's records are texts of their own; but where a pattern tells the line at which a document begins,
+        they are the lines of one text (WikiText on the hub has a line of an article in each record)."""
+        if self.settings.document == "pattern":
+            yield (text if text.endswith("\n") else f"{text}\n" for text in (record or "" for record in records))
+        else:
+            yield from ((record or "",) for record in records)
+
+    def _counted(self, texts: Texts) -> Texts:
         for text in texts:
             self.bytes_read += _utf8_length(text or "")
-            yield (text or "",)
+            yield text
 
 
 def find_files(path: str) -> list[Path]:

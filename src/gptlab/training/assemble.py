@@ -9,9 +9,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gptlab.device import measure_peak_flops, pick_device, pick_precision
+from gptlab.device import float32_products, measure_peak_flops, pick_device, pick_precision
 from gptlab.errors import CheckpointError, TrainingStopped
+from gptlab.kernels.native import kernels
 from gptlab.model.build import build_model, flops_per_token, parameter_count
+from gptlab.model.head import HEAD_KERNELS
 from gptlab.model.huggingface import load_model
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.checkpoint import load_state
@@ -69,9 +71,10 @@ def train_recipe(
         progress.say(f"{existing.folder} is finished. A longer length continues it; --fresh starts over")
         return existing
     kept: dict[str, Any] = existing.state.get("decisions", {}) if existing else {}
-    same_kind = kept.get("device") == place.type
-    precision = pick_precision(kept["precision"] if same_kind else recipe.training.precision, place)
-    if same_kind:
+    if kept.get("device") != place.type:
+        kept = {}  # what was decided for another kind of device
+    precision = pick_precision(kept.get("precision", recipe.training.precision), place)
+    if kept:
         precision = replace(precision, reason="as it began")
 
     data = prepare(recipe, progress)
@@ -80,7 +83,7 @@ def train_recipe(
     with progress.busy("predicting memory"):
         fit = decide_micro_batch(
             recipe, data.tokenizer.vocab_size, len(data.rows), objective, device=place, precision=precision,
-            kept=kept["micro_batch_size"] if same_kind else None,
+            kept=kept.get("micro_batch_size"),
         )  # fmt: skip
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, data.tokenizer.vocab_size)
@@ -91,7 +94,12 @@ def train_recipe(
     origin = make_origin(data, place, parameter_count(model), command)
     run = open_run(existing, recipe, folder, origin, progress.say)
 
-    with run.lock(), deterministic(recipe.training.deterministic):
+    with (
+        run.lock(),
+        deterministic(recipe.training.deterministic),
+        float32_products(place, kept.get("float32_products")) as products,
+        kernels(HEAD_KERNELS if place.type == "cpu" else (), kept.get("kernels"), progress.say) as head,
+    ):
         checkpoint = run.newest_valid(progress.say)
         if checkpoint is None and run.steps():
             raise CheckpointError(f"{run.folder}: none of its checkpoints can be continued from; --fresh starts over")
@@ -122,7 +130,12 @@ def train_recipe(
             checkpoints=recipe.checkpoints,
             seed=recipe.seed,
             work_of_token=flops_per_token(model) / peak_flops,
-            decided_once={"device": place.type, "precision": precision.name},
+            decided_once={
+                "device": place.type,
+                "precision": precision.name,
+                "float32_products": products,
+                "kernels": head,
+            },
             progress=progress,
         )
         state = watcher.restore(load_state(checkpoint)) if checkpoint else State()
@@ -131,7 +144,7 @@ def train_recipe(
 
         progress.say(f"{run.folder} " + (f"continues after step {state.step:,}" if state.step else "begins"))
         progress.say(
-            screen(recipe, data, model, fit, length, machine_in_words(place, precision, peak_flops), disk_bytes)
+            screen(recipe, data, model, fit, length, machine_in_words(place, precision, peak_flops, head), disk_bytes)
         )
         watcher.began(state, length, command)
         try:

@@ -10,7 +10,6 @@ from filelock import FileLock
 
 from gptlab.data.corpus import (
     Corpus,
-    cache_folder,
     prepare_corpus,
     text_fingerprint,
     training_documents,
@@ -18,6 +17,7 @@ from gptlab.data.corpus import (
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.windows import ScoredWindows, TrainingWindows
 from gptlab.errors import CheckpointError, GptlabError
+from gptlab.hub import cache_folder
 from gptlab.run.checkpoint import verify_folder, write_folder
 from gptlab.text.tokenizer import Tokenizer, resolve_tokenizer
 from gptlab.training.progress import Progress

@@ -80,10 +80,10 @@ def check_folder(folder: Path) -> None:
         raise RunError(f"{folder}: nothing can be written in {there}; choose another folder with --runs")
 
 
-def machine_in_words(device: torch.device, precision: Precision, peak_flops: float) -> str:
-    """The device, the precision and why, and what was measured."""
+def machine_in_words(device: torch.device, precision: Precision, peak_flops: float, kernels: str) -> str:
+    """The device, the precision and why, what was measured, and in what the inner loops are written."""
     peak = f"{peak_flops / 1e9:,.0f} GFLOP/s measured"
-    return f"{describe_device(device)}; {precision.name} ({precision.reason}); {peak}"
+    return f"{describe_device(device)}; {precision.name} ({precision.reason}); {peak}; {kernels} kernels"
 
 
 def checkpoint_disk_bytes(model: GPT, keep: int) -> int:

@@ -1,0 +1,128 @@
+"""The recipes that ship: each and its variants load, the published shapes have their counts, and `tiny` trains."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptlab.data.python_docs import python_docs
+from gptlab.data.sources import Source
+from gptlab.model.build import build_model, parameter_count
+from gptlab.training.assemble import train_recipe
+from gptlab.training.recipe import load_recipe, shipped_recipes
+
+GPT2_VOCABULARY = 50_257
+
+
+def variants(name: str) -> list[str]:
+    return list(tomllib.loads(shipped_recipes()[name].read_text(encoding="utf-8")).get("variants", {}))
+
+
+VARIANTS = [(name, variant) for name in shipped_recipes() for variant in variants(name)]
+TINY = [name for name, variant in VARIANTS if variant == "tiny"]
+PUBLISHED = ["gpt2-small-scratch", "gpt2-medium-scratch", "mini-gpt", "gpt2-124m"]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_every_variant_loads_and_changes_the_recipe(name: str, variant: str) -> None:
+    changed, plain = load_recipe(name, variant=variant), load_recipe(name)
+    assert changed.name == f"{name}-{variant}"
+    assert changed.model_copy(update={"name": name}) != plain
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_header_says_what_it_is_how_to_run_it_on_what_and_what_was_seen(name: str) -> None:
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    header = text[: re.search(r"^[^#]", text, re.MULTILINE).start()]  # type: ignore[union-attr]
+    first = header.splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) <= 120
+    assert f"\n# gptlab train {name}" in header
+    assert re.search(r"GPU|CPU", header)
+    assert re.search(r"not run here", header, re.IGNORECASE)
+    assert "tiny" in variants(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "millions", "in_blocks"),
+    [
+        ("gpt2-small-scratch", None, 109.7, 85.05),
+        ("gpt2-medium-scratch", None, 335.2, 302.3),
+        ("gpt2-124m", None, 124.4, 85.05),
+        ("mini-gpt", None, 13.3, None),
+        ("mini-gpt", "higher-rate", 13.3, None),
+        ("mini-gpt", "wider", 27.3, None),
+        ("mini-gpt", "one-layer", 13.1, None),
+        ("mini-gpt", "larger-batch", 13.3, None),
+    ],
+)
+def test_the_published_parameter_counts(
+    name: str, variant: str | None, millions: float, in_blocks: float | None
+) -> None:
+    recipe = load_recipe(name, variant=variant)
+    with torch.device("meta"):
+        model = build_model(recipe.model, recipe.tokenizer.train or GPT2_VOCABULARY)
+    assert round(parameter_count(model) / 1e6, 1) == millions
+    if in_blocks is not None:
+        assert sum(p.numel() for block in model.h for p in block.parameters()) / 1e6 == pytest.approx(
+            in_blocks, abs=0.05
+        )
+
+
+def test_the_experiments_differ_from_the_baseline_in_one_thing_each() -> None:
+    baseline = load_recipe("mini-gpt")
+    assert load_recipe("mini-gpt", "optimizer.learning_rate=5e-4", variant="higher-rate", name="mini-gpt") == baseline
+    assert load_recipe("mini-gpt", "model.n_embd=128", variant="wider", name="mini-gpt") == baseline
+    assert load_recipe("mini-gpt", "model.n_layer=2", variant="one-layer", name="mini-gpt") == baseline
+    back = ("training.batch_size=32", "validation.sampled_rows=320")
+    assert load_recipe("mini-gpt", *back, variant="larger-batch", name="mini-gpt") == baseline
+    assert baseline.validation.sampled_rows == 10 * baseline.training.batch_size
+
+
+def test_an_article_of_wikitext_is_a_document_and_its_sections_are_not(tmp_path: Path) -> None:
+    articles = [
+        " = Homarus gammarus = \n \n It is a lobster . \n \n = = Description = = \n \n = 60 cm for the next \n",
+        " = Robert Boulter = \n \n He is an actor . \n = = = Theatre = = = \n",
+    ]
+    (tmp_path / "wiki.txt").write_text("".join(articles))
+    for name in ("gpt2-small-scratch", "gpt2-medium-scratch"):
+        data = load_recipe(name).data
+        assert data.validation.sources
+        assert data.test
+        assert data.test.sources
+        for settings in (*data.sources, *data.validation.sources, *data.test.sources):
+            here = settings.model_copy(
+                update={"hub": None, "config": None, "split": "train", "path": str(tmp_path / "wiki.txt")}
+            )
+            assert list(Source(here).documents()) == articles
+
+
+def test_half_a_million_tokens_a_step() -> None:
+    recipe = load_recipe("gpt2-124m")
+    assert recipe.training.batch_size * recipe.model.numbers()["context"] == 2**19
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "docs.txt"
+    path.write_text("\n\n".join(text for _, text in python_docs())[:150_000])
+    return path
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_trains_on_a_text_of_ones_own(
+    name: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(
+        name, "training.max_steps=3", "tokenizer.train=500", "samples.max_new_tokens=5",
+        variant="tiny", data=[str(text)],
+    )  # fmt: skip
+    run = train_recipe(recipe, runs=tmp_path, device="cpu")
+    assert run.state["status"] == "finished"
+    scores = run.evaluation["best"]["validation"]
+    assert 1 < scores["perplexity"] < 600, "three steps from chance, which is 500"
