@@ -1,180 +1,146 @@
-"""How fast text becomes tokens on disk: `python benchmarks/text.py [--data PATH] [--out results.json]`.
+"""How fast text becomes tokens on disk, MB of text a second, on two cores with GPT-2's vocabulary.
 
-Measures MB of text a second, the median of interleaved repeats, on two cores with GPT-2's vocabulary:
-
-    prepare      the whole of prepare_corpus: read, split into documents, digest, encode, count, write, checksum
-    tiktoken     tiktoken alone, encode_ordinary_batch with two threads, over half of the documents, in memory
-    tokenizers   Hugging Face's tokenizers alone, encode_batch_fast with two threads, over a sixteenth of them
+    ours prepare  the whole of prepare_corpus: read, split into documents, digest, encode, count, write, checksum
+    tiktoken      tiktoken alone, encode_ordinary_batch with two threads, over half of the documents, in memory
+    tokenizers    Hugging Face's tokenizers alone, encode_batch_fast with two threads, over a sixteenth of them
 
 `--data` is a source's path (text, or JSON lines with a column `text`), by default Python's own documentation; it is
 repeated, each time with other words at its start so that nothing is a duplicate, up to 64 MB in a temporary folder.
-`--tokenizer` is a folder with GPT-2's vocabulary; without it one of 32,000 tokens is trained on the text.
+`--tokenizer` is a folder with GPT-2's vocabulary; without it one of 32,000 tokens is trained on the text. Processor
+time is given beside the rate: what a machine that was busy with other things would have done alone (two cores give
+2,000 milliseconds a second).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from common import Case, Variant, ours, parser, run
+from models import own_folder
+from output import print_columns, write
+from worker import Work
 
 if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
+CORES = 2
+
+
+def prepare(path: Path, vocabulary: Path) -> Work:
+    from gptlab.data.corpus import CorpusSettings, prepare_corpus
+    from gptlab.settings import build
     from gptlab.text.tokenizer import Tokenizer
 
-CORES = 2
-MEGABYTES = 64
-REPEATS = 5
+    tree = {"sources": [{"path": str(path)}], "validation": {"share": 0.05}}
+    settings, tokenizer, folder = build(CorpusSettings, tree, "benchmark"), Tokenizer.read(vocabulary), own_folder()
+    repeats = 0
+
+    def step() -> None:
+        nonlocal repeats
+        repeats += 1
+        prepare_corpus(settings, tokenizer, cache=folder / str(repeats))
+
+    return Work(step, megabytes(read_documents(path)))
 
 
-@dataclass(frozen=True)
-class Job:
-    """Something to measure, on every n-th document (`every`): a slow one has a rate as well after fewer."""
+def by_tiktoken(path: Path, vocabulary: Path, threads: int) -> Work:
+    documents = read_documents(path)[::2]
+    encoding = raw_tiktoken(vocabulary)
 
-    run: Callable[[list[str], int], object]
-    every: int = 1
+    def step() -> None:
+        encoding.encode_ordinary_batch(documents, num_threads=threads)
 
-
-class Reading(NamedTuple):
-    """Processor time tells what a machine that was busy with other things would have done alone: two cores give
-    2,000 milliseconds a second."""
-
-    megabytes_per_second: float
-    cpu_milliseconds_per_megabyte: float
+    return Work(step, megabytes(documents))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="file, glob or folder of text; default: the documentation Python carries")
-    parser.add_argument("--tokenizer", type=Path, help="folder with GPT-2's vocabulary; default: one trained here")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "text.json")
-    arguments = parser.parse_args()
-    use_two_cores()
-    result = measure(arguments.data, arguments.tokenizer)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+def by_tokenizers(path: Path, vocabulary: Path) -> Work:
+    """It has as many threads as RAYON_NUM_THREADS says."""
+    documents = read_documents(path)[::16]
+    tokenizer = reference(vocabulary)
+
+    def step() -> None:
+        tokenizer.encode_batch_fast(documents)
+
+    return Work(step, megabytes(documents))
 
 
-def use_two_cores() -> None:
-    """Leaves this process and the libraries' threads two cores; before tokenizers is imported, which reads it once."""
-    os.environ["RAYON_NUM_THREADS"] = str(CORES)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-
-
-def measure(data: str | None, vocabulary: Path | None) -> dict[str, object]:
+def reference(vocabulary: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
-    load_before = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    from gptlab.data.sources import Source, SourceSettings
-    from gptlab.text.tokenizer import Tokenizer
-
-    given = SourceSettings(path=data) if data else SourceSettings(embedded="python-docs")
-    documents = repeated(list(Source(given).documents()))
-    tokenizer = Tokenizer.read(vocabulary) if vocabulary else Tokenizer.train(documents[: len(documents) // 10], 32_000)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        tokenizer.save(work)
-        reference = tokenizers.Tokenizer.from_file(str(work / "tokenizer.json"))
-        raw = raw_tiktoken(reference)
-        path = work / "text.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-        jobs = {
-            "prepare": Job(lambda texts, repeat: prepare(path, tokenizer, work / f"cache{repeat}")),
-            "tiktoken": Job(lambda texts, repeat: raw.encode_ordinary_batch(texts, num_threads=CORES), every=2),
-            "tokenizers": Job(lambda texts, repeat: reference.encode_batch_fast(texts), every=16),
-        }
-        readings = interleaved(jobs, documents)
-    return {
-        "what": f"text to tokens on {CORES} cores, medians of interleaved repeats",
-        "megabytes_per_second": {
-            name: round(statistics.median(r.megabytes_per_second for r in each), 1) for name, each in readings.items()
-        },
-        "cpu_milliseconds_per_megabyte": {
-            name: round(statistics.median(r.cpu_milliseconds_per_megabyte for r in each), 1)
-            for name, each in readings.items()
-        },
-        "repeats": {name: [round(r.megabytes_per_second, 1) for r in each] for name, each in readings.items()},
-        "text": {
-            "megabytes": round(sum(len(t.encode()) for t in documents) / 1e6, 1),
-            "documents": len(documents),
-            "vocab_size": tokenizer.vocab_size,
-        },
-        "machine": {
-            "processor": processor(),
-            "cores": CORES,
-            "system": platform.platform(),
-            "load_before": load_before,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("gptlab", "tiktoken", "tokenizers", "numpy")},
-        },
-    }
+    return tokenizers.Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
 
 
-def repeated(documents: list[str]) -> list[str]:
-    """The documents again and again, each numbered so that none is a duplicate, until there is enough."""
-    size = sum(len(text.encode()) for text in documents)
-    copies = max(1, -(-MEGABYTES * 10**6 // size))
-    return [f"{copy} {number}\n{text}" for copy in range(copies) for number, text in enumerate(documents)]
-
-
-def raw_tiktoken(reference: tokenizers.Tokenizer) -> tiktoken.Encoding:
+def raw_tiktoken(vocabulary: Path) -> tiktoken.Encoding:
     """The same vocabulary in tiktoken, with the pattern that tiktoken itself ships for GPT-2."""
     import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str
+    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
     from gptlab.text.vocabulary import BYTE_OF_CHARACTER
 
     ranks = {
         bytes(BYTE_OF_CHARACTER[c] for c in token): number
-        for token, number in reference.get_vocab().items()
+        for token, number in reference(vocabulary).get_vocab().items()
         if all(c in BYTE_OF_CHARACTER for c in token) and not token.startswith("<|")
     }
     return tiktoken.Encoding("raw", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 
 
-def prepare(path: Path, tokenizer: Tokenizer, cache: Path) -> None:
-    from gptlab.data.corpus import CorpusSettings, prepare_corpus
-    from gptlab.settings import build
-
-    tree = {"sources": [{"path": str(path)}], "validation": {"share": 0.05}}
-    prepare_corpus(build(CorpusSettings, tree, "benchmark"), tokenizer, cache=cache)
+def read_documents(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def interleaved(jobs: Mapping[str, Job], documents: list[str]) -> dict[str, list[Reading]]:
-    """What each job takes in each repeat; the jobs take turns, so that a disturbance meets all alike."""
-    readings: dict[str, list[Reading]] = {name: [] for name in jobs}
-    for repeat in range(REPEATS + 1):
-        for name, job in jobs.items():
-            part = documents[:: job.every]
-            megabytes = sum(len(text.encode()) for text in part) / 1e6
-            start, cpu = time.perf_counter(), time.process_time()
-            job.run(part, repeat)
-            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-            if repeat:  # the first only builds the engines and brings files into the page cache
-                readings[name].append(Reading(megabytes / seconds, 1000 * cpu / megabytes))
-    return readings
+def megabytes(documents: list[str]) -> float:
+    return sum(len(text.encode()) for text in documents) / 1e6
 
 
-def processor() -> str:
-    """The processor's name, as Linux says it, else as Python does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def write_text(path: Path, vocabulary: Path, data: str | None, tokenizer: Path | None, quick: bool) -> dict[str, Any]:
+    """The documents again and again, each numbered so that none is a duplicate, until there is enough; the
+    vocabulary beside them. Returns what they are."""
+    from gptlab.data.sources import Source, SourceSettings
+    from gptlab.text.tokenizer import Tokenizer
+
+    given = SourceSettings(path=data) if data else SourceSettings(embedded="python-docs")
+    documents = list(Source(given).documents())
+    if quick:
+        documents = documents[:16]
+    copies = max(1, round((1 if quick else 64) / megabytes(documents) + 0.5))
+    texts = [f"{copy} {number}\n{text}" for copy in range(copies) for number, text in enumerate(documents)]
+    found = (
+        Tokenizer.read(tokenizer) if tokenizer else Tokenizer.train(texts[: len(texts) // 10], 512 if quick else 32_000)
+    )
+    found.save(vocabulary)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return {"megabytes": megabytes(texts), "documents": len(texts), "vocab_size": found.vocab_size}
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--data", help="file, glob or folder of text; default: the documentation Python carries")
+    made.add_argument("--tokenizer", type=Path, help="folder with GPT-2's vocabulary; default: one trained here")
+    made.set_defaults(threads=CORES)
+    options = made.parse_args()
+    folder = own_folder()
+    place = {"path": folder / "text.jsonl", "vocabulary": folder / "vocabulary"}
+    text = write_text(**place, data=options.data, tokenizer=options.tokenizer, quick=options.quick)
+    variants = [
+        ours("prepare", prepare, place),
+        Variant("tiktoken", by_tiktoken, place | {"threads": options.threads}),
+        Variant("tokenizers", by_tokenizers, place),
+    ]
+    case = Case("text", "MB/s", variants, ("tiktoken", "tokenizers"), rounds=5)
+    result = run([case], options, f"text to tokens on {options.threads} cores") | {"text": text}
+    each = result["cases"].get("text", {"variants": {}})["variants"]
+    for found in each.values():
+        found["cpu_milliseconds_per_megabyte"] = (
+            1000 * statistics.median(found["cpu_seconds"]) / found["amount_a_round"]
+        )
+    print("\nprocessor time, ms a MB")
+    print_columns([[name, f"{found['cpu_milliseconds_per_megabyte']:.1f}"] for name, found in each.items()])
+    write(result, options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from gptlab import device
 from gptlab.device import (
     _container_memory,
     available_memory,
@@ -142,3 +143,41 @@ def test_the_measured_peak_is_plausible_short_and_kept() -> None:
 def test_a_device_is_described_in_words() -> None:
     assert describe_device(CPU).startswith("CPU, ")
     assert describe_device(CPU).endswith(("core", "cores"))
+
+
+class TestFloat32Products:
+    def test_are_those_of_float32_and_the_setting_is_put_back(self):
+        before = torch.get_float32_matmul_precision()
+        a, b = (torch.randn(300, 300, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+        exact = a.double() @ b.double()
+        with device.float32_products(torch.device("cpu")) as chosen:
+            assert chosen in ("oneDNN", "default")
+            assert ((a @ b - exact).norm() / exact.norm()).item() < 2e-6
+        assert torch.get_float32_matmul_precision() == before
+
+    def test_a_cpu_that_rounds_is_found_out(self, monkeypatch):
+        monkeypatch.setattr(device.F, "linear", lambda a, b: (a.bfloat16() @ b.bfloat16().t()).float())
+        with device.float32_products(torch.device("cpu")) as chosen:
+            assert chosen == "default"
+            assert torch.get_float32_matmul_precision() == "highest"
+
+    def test_a_run_goes_on_with_what_it_began_with(self):
+        with device.float32_products(torch.device("cpu"), "default") as chosen:
+            assert (chosen, torch.get_float32_matmul_precision()) == ("default", "highest")
+        with device.float32_products(torch.device("cpu"), "oneDNN") as chosen:
+            assert (chosen, torch.get_float32_matmul_precision()) == ("oneDNN", "medium")
+
+    def test_no_random_number_is_drawn(self):
+        torch.manual_seed(3)
+        expected = torch.rand(1)
+        torch.manual_seed(3)
+        with device.float32_products(torch.device("cpu")):
+            assert torch.equal(torch.rand(1), expected)
+
+    def test_another_setting_of_the_user_is_left_alone(self):
+        torch.set_float32_matmul_precision("high")
+        try:
+            with device.float32_products(torch.device("cpu")) as chosen:
+                assert (chosen, torch.get_float32_matmul_precision()) == ("default", "high")
+        finally:
+            torch.set_float32_matmul_precision("highest")

@@ -19,11 +19,16 @@ SIZES: dict[str, dict[str, int]] = {
 """Named shapes. GPT-2's four are those of Radford et al. (2019), table 2, as its released weights have them."""
 
 
+AUTO_CONTEXT = 128
+"""The context of size = "auto" where none is given: preparing the rows needs it before a size is chosen."""
+
+
 class ModelSettings(Section):
-    """A model by its size, by its shape, or a size with some of its numbers changed."""
+    """A model by its size, by its shape, or a size with some of its numbers changed; with size = "auto" width, depth,
+    dropout, batch and rates are chosen for the data and the minutes given (training/auto.py)."""
 
     kind: Literal["gpt"] = "gpt"
-    size: Literal["mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None
+    size: Literal["auto", "mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None
     n_layer: int | None = Field(None, ge=1)
     n_head: int | None = Field(None, ge=1)
     n_embd: int | None = Field(None, ge=1)
@@ -34,6 +39,10 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _complete(self) -> ModelSettings:
         numbers = self.numbers()
+        if self.size == "auto":
+            if given := [name for name in numbers if name != "context"]:
+                raise ValueError(f"{', '.join(given)}: is chosen by size = auto; leave one of the two out")
+            return self
         missing = [name for name in SIZES["mini"] if name not in numbers]
         if missing:
             raise ValueError(f"{', '.join(missing)}: missing; give them, or size = one of {', '.join(SIZES)}")
@@ -44,7 +53,8 @@ class ModelSettings(Section):
     def numbers(self) -> dict[str, int]:
         """n_layer, n_head, n_embd, context: the size's, with what is given beside it put in."""
         given = {name: getattr(self, name) for name in SIZES["mini"]}
-        return {**SIZES.get(self.size or "", {}), **{name: n for name, n in given.items() if n is not None}}
+        named = {"context": AUTO_CONTEXT} if self.size == "auto" else SIZES.get(self.size or "", {})
+        return {**named, **{name: n for name, n in given.items() if n is not None}}
 
     def shape(self, vocab_size: int) -> GPTShape:
         """The shape with this vocabulary."""

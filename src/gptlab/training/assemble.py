@@ -18,6 +18,7 @@ from gptlab.model.huggingface import load_model
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.checkpoint import load_state
 from gptlab.run.run import Run
+from gptlab.training.auto import choose_size
 from gptlab.training.continuing import (
     bring_up_to_date,
     find_run,
@@ -66,7 +67,7 @@ def train_recipe(
     progress = progress or Progress()
     place = pick_device(device)
     check_folder(runs / recipe.name)
-    existing = find_run(recipe, runs, fresh=fresh, say=progress.say)
+    existing, recipe = find_run(recipe, runs, fresh=fresh, say=progress.say)
     if existing and is_finished(existing, recipe):
         progress.say(f"{existing.folder} is finished. A longer length continues it; --fresh starts over")
         return existing
@@ -79,6 +80,10 @@ def train_recipe(
 
     data = prepare(recipe, progress)
     progress.table("data", *sources_table(data))
+    peak_flops = measure_peak_flops(place, precision.dtype)
+    recipe = choose_size(
+        recipe, tokens=data.corpus.train.count, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops
+    )
     objective = LanguageObjective()
     with progress.busy("predicting memory"):
         fit = decide_micro_batch(
@@ -117,7 +122,6 @@ def train_recipe(
             micro_batch_size=fit.micro_batch_size,
             gradient_clip=recipe.optimizer.gradient_clip,
         )
-        peak_flops = measure_peak_flops(place, precision.dtype)
         watcher = RunWatcher(
             run=run,
             engine=engine,

@@ -11,6 +11,7 @@ from gptlab.data.batch import steps_per_epoch
 from gptlab.errors import RunError
 from gptlab.run.run import Run
 from gptlab.settings import Tree, flatten, plain
+from gptlab.training.auto import as_chosen
 from gptlab.training.cadence import Cadence
 from gptlab.training.length import Length
 from gptlab.training.prepare import Prepared
@@ -29,10 +30,13 @@ MAY_DIFFER = (
 """What may change when a run goes on: its length, the cadence of validating and saving, mirror, micro-batch."""
 
 
-def find_run(recipe: Recipe, runs: Path, *, fresh: bool, say: Callable[[str], None]) -> Run | None:
-    """The run that this recipe continues, brought back from its mirror if need be; None for a new one."""
+def find_run(
+    recipe: Recipe, runs: Path, *, fresh: bool, say: Callable[[str], None]
+) -> tuple[Run, Recipe] | tuple[None, Recipe]:
+    """The run that this recipe continues, brought back from its mirror if need be; None for a new one. And the
+    recipe, in which what was chosen when the run began is chosen again."""
     if fresh:
-        return None
+        return None, recipe
     folder = runs / recipe.name
     mirror = _mirror(recipe)
     if (folder / "recipe.toml").exists():
@@ -40,11 +44,12 @@ def find_run(recipe: Recipe, runs: Path, *, fresh: bool, say: Callable[[str], No
     else:
         restored = Run.restore(folder, mirror, warn=say) if mirror else None
         if restored is None:
-            return None
+            return None, recipe
         say(f"{folder} was gone: restored from {mirror}")
         run = restored
+    recipe = as_chosen(recipe, run.recipe)
     _refuse_differences(run, recipe)
-    return run
+    return run, recipe
 
 
 def _mirror(recipe: Recipe) -> Path | None:

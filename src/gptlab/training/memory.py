@@ -1,8 +1,8 @@
-"""How much memory a step takes, found by tracing two real steps without data, weights or time.
+"""How much memory a step takes, found by tracing a real step without data, weights or time.
 
 Under FakeTensorMode tensors have shapes and no storage, so a step of any model can be run in a second or so;
-counting the storages that are alive gives exactly what the same count of the real step gives. Two steps,
-because an optimizer's state appears with the first.
+counting the storages that are alive gives exactly what the same count of the real step gives. The optimizer
+steps once before, on gradients of zero, because its state appears then.
 """
 
 from __future__ import annotations
@@ -95,9 +95,11 @@ def predict_peak_bytes(
         engine = Engine(model, objective, Optimizer(model, settings), cpu, precision, micro_batch_size, 1.0)
         # More than two micro-batches need no more memory than two: the gradients are there after the first.
         batch = full_batch(min(batch_size, 2 * micro_batch_size), context)
-        for _ in range(2):
-            gradients(engine, batch)
-            descend(engine)
+        for parameter in engine.optimizer.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        descend(engine)  # the optimizer's state appears
+        gradients(engine, batch)
+        descend(engine)
     return storages.peak
 
 

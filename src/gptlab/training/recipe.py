@@ -76,6 +76,12 @@ class Recipe(Section):
     samples: SampleSettings = SampleSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
 
+    @model_validator(mode="after")
+    def _auto_has_minutes(self) -> Recipe:
+        if self.model.size == "auto" and self.training.minutes is None:
+            raise ValueError("model.size = auto: chooses for a time, so it wants training.minutes")
+        return self
+
     @field_validator("name")
     @classmethod
     def _is_a_folder(cls, name: str) -> str:
