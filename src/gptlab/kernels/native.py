@@ -105,9 +105,10 @@ def build(name: str, compiler: str, folder: Path) -> Path:
     OSError where the folder cannot be written, CalledProcessError where the compiler fails.
     """
     source = Path(str(resources.files("gptlab"))) / "kernels" / f"{name}.cpp"
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     flags = (*FLAGS, *_machine_flags())
     key = hashlib.sha256(
-        "\0".join([source.read_text(encoding="utf-8"), *flags, compiler, _version(compiler), _instructions()]).encode()
+        "\0".join([*texts, *flags, compiler, _version(compiler), _instructions()]).encode()
     ).hexdigest()[:16]
     target = folder / f"{name}-{key}.so"
     if target.exists():

@@ -31,12 +31,17 @@ class KeyValueCache:
         """The positions (rows, time) of the next `time` tokens of each row."""
         return self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `gpt.Cache.extend`."""
-        time = keys.shape[2]
+    def require_room(self, time: int) -> int:
+        """The length that the longest row has after `time` more tokens; ValueError where that is over the capacity."""
         end = self.longest + time
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit into a cache of {self.capacity}")
+        return end
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `gpt.Cache.extend`."""
+        time = keys.shape[2]
+        end = self.require_room(time)
         positions = self.positions(time)
         places = positions[:, None, :, None].expand_as(keys)
         self.keys[layer].scatter_(2, places, keys)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gptlab.kernels import fused_head
 from gptlab.kernels.softmax import softmax_loss_
 
-HEAD_KERNELS = ("softmax",)
+HEAD_KERNELS = ("softmax", "fused_head")
 """What is built in C++ for a CPU (kernels/native.py)."""
 
 CHUNK_ELEMENTS = 2**25
@@ -125,6 +126,12 @@ def _losses_and_gradients(
     hidden (n, width), weight (vocabulary, width), targets and weights (n,); products in `dtype`. One buffer holds
     every chunk's logits and then, in their place, their gradient: fresh memory costs ten times what its use does.
     """
+    if dtype == torch.bfloat16 and weight.device.type == "cpu" and fused_head.supported():
+        losses, *gradients = torch.ops.gptlab.fused_head(hidden, weight, targets, weights, need_hidden, need_weight)
+        d_hidden, d_weight = (
+            g if needed else None for g, needed in zip(gradients, (need_hidden, need_weight), strict=True)
+        )
+        return losses, None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight
     hidden_cast, weight_cast = hidden.detach().to(dtype), weight.detach().to(dtype)
     size = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight)))
     buffer = hidden_cast.new_empty(size, len(weight))
@@ -173,3 +180,29 @@ class _WeightGradient:
 
     def total(self) -> Tensor:
         return self.sum.t().contiguous() if self.transposed else self.sum
+
+
+@torch.library.custom_op("gptlab::fused_head", mutates_args=())
+def _fused_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, need_hidden: bool, need_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole in one kernel: losses (n,), and d_hidden and d_weight in float32, empty where they are not needed."""
+    d_hidden = torch.empty(hidden.shape if need_hidden else 0)
+    d_weight = torch.empty(weight.shape if need_weight else 0)
+    losses = fused_head.cross_entropy(
+        hidden, weight.float(), targets, None if weights is None else weights.float().contiguous(),
+        d_hidden=d_hidden if need_hidden else None, d_weight=d_weight if need_weight else None,
+    )  # fmt: skip
+    return losses, d_hidden, d_weight
+
+
+@_fused_head.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, need_hidden: bool, need_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    empty = hidden.new_empty
+    return (
+        empty(len(hidden), dtype=torch.float32),
+        empty(hidden.shape if need_hidden else 0, dtype=torch.float32),
+        empty(weight.shape if need_weight else 0, dtype=torch.float32),
+    )

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 
 from gptlab.data.batch import Batch
 from gptlab.device import Precision
+from gptlab.kernels import fused_head
 from gptlab.objectives.base import Objective
 from gptlab.training.loop import Engine, descend, gradients
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
@@ -67,11 +68,19 @@ class LiveStorages(TorchDispatchMode):
 
 class _TracedStorages(LiveStorages):
     """The same for a traced step, in which a tensor that is asked for its value says 1: a size never depends on
-    it, and an optimizer that asks (Adafactor) could not be traced otherwise."""
+    it, and an optimizer that asks (Adafactor) could not be traced otherwise. The fused head's scratch, which no
+    tensor of the step shows, is counted from its first call on."""
+
+    scratch = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0
+        if func is torch.ops.gptlab.fused_head.default:
+            hidden, weight, *_, need_hidden, need_weight = args
+            needed = fused_head.scratch_bytes(len(hidden), *weight.shape, gradients=need_hidden or need_weight)
+            self.live += max(0, needed - self.scratch)
+            self.scratch = max(needed, self.scratch)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
