@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gptlab.model.build import ModelSettings, build_model, flops_per_token, parameter_count
+from gptlab.model.build import ModelSettings, build_model, flops_per_token
 from gptlab.settings import Tree, apply_changes, build, flatten, plain
 from gptlab.training.recipe import Recipe
 
@@ -73,7 +73,7 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
         with torch.device("meta"):  # shapes without memory
             model = build_model(settings, vocab_size)
         seen = budget / flops_per_token(model)
-        loss = predicted_loss(parameter_count(model), seen, tokens)
+        loss = predicted_loss(sum(p.numel() for p in model.h.parameters()), seen, tokens)
         if best is None or loss < best[0]:
             best = loss, depth, seen
     assert best is not None
@@ -86,8 +86,10 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
 
 
 def predicted_loss(parameters: float, seen: float, unique: float) -> float:
-    """A + B above the data's own entropy, in nats: A / parameters^α + B / tokens^β.
+    """What a loss has above the data's own entropy, in nats: A / parameters^α + B / tokens^β.
 
+    parameters: of the blocks, since a vocabulary as large as GPT-2's would make the smallest model look large
+    (Kaplan et al., "Scaling Laws for Neural Language Models", 2020, section 3.2); seen, unique: tokens.
     Hoffmann et al., "Training Compute-Optimal Large Language Models" (2022), section 3.3 and appendix D.3. Tokens
     seen again count for less: Muennighoff et al., "Scaling Data-Constrained Language Models" (2023), equation 5.
     """
