@@ -243,6 +243,7 @@ GENERATE = [
     ("trained x --temperature hot", "--temperature", "valid number"),
     ("trained x --top-p 2", "top_p = 2.0", "at most 1"),
     ("trained x --max-new-tokens 0", "--max-new-tokens", "greater than or equal to 1"),
+    ("trained x --precision float16", "precision 'float16'", "float32, bfloat16, int8"),
     ("trained -", "no prompt on standard input", "one a line"),
     ("trained", "Missing argument 'PROMPT'", "gptlab generate --help"),
 ]

@@ -11,6 +11,7 @@ import torch
 
 from gptlab.cli import main
 from gptlab.evaluation.samples import complete
+from gptlab.generation.decoder import Decoder
 from gptlab.generation.sampling import Sampling
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import save_model
@@ -79,6 +80,15 @@ def test_options_reach_the_sampler(call: Call, folder: Path) -> None:
 def test_without_options_it_samples_as_recipes_do(call: Call, folder: Path) -> None:
     texts = expected(folder, ["a"], Sampling(temperature=0.8, top_k=40), max_new_tokens=100)
     assert json.loads(call("a", "--json")[1])["completions"][0]["text"] == texts[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_precision(call: Call, folder: Path, precision: str) -> None:
+    opened = open_model(str(folder), device="cpu")
+    (written,) = complete(
+        Decoder(opened.model, precision), opened.require_tokenizer(), ["Once"], Sampling(greedy=True), max_new_tokens=20
+    )
+    assert call("Once", "--greedy", "--max-new-tokens", "20", "--precision", precision)[1] == f"Once{written.text}\n"
 
 
 def test_several_texts_are_blocks(call: Call, folder: Path) -> None:
@@ -173,6 +183,7 @@ def test_full_context_is_said_on_stderr(call: Call) -> None:
         (["a", "--checkpoint", "first"], "wanted best, last or the number of a step"),
         (["a", "--checkpoint", "best"], "is no run"),
         (["a", "--device", "abacus"], "abacus"),
+        (["a", "--precision", "int4"], "precision 'int4': wanted float32, bfloat16, int8"),
         (["\udcff"], "not UTF-8"),
         ([], "PROMPT"),
     ],

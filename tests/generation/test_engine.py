@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from gptlab.errors import ModelError, TokenizerError, UserError
-from gptlab.generation.engine import decode_one_token, generate, prefill
+from gptlab.generation.decoder import Decoder
+from gptlab.generation.engine import generate
 from gptlab.generation.sampling import Sampling
+from gptlab.kernels import native
+from gptlab.kernels.decode import Precision
 from gptlab.model.gpt import GPT
 
 GREEDY = Sampling(greedy=True)
@@ -44,7 +47,8 @@ def test_logits_of_a_batch_are_those_of_each_alone(model: GPT) -> None:
     model.eval()
     rows = [list(prompt) for prompt in PROMPTS]
     with torch.no_grad():
-        cache, logits = prefill(model, rows, model.shape.context)
+        decoder = Decoder(model)
+        cache, logits = decoder.read(rows, model.shape.context)
         for step in range(6):
             for row, found in zip(rows, logits, strict=True):
                 torch.testing.assert_close(found, model.logits(model(torch.tensor([row]))[0, -1]), atol=1e-4, rtol=0)
@@ -55,7 +59,7 @@ def test_logits_of_a_batch_are_those_of_each_alone(model: GPT) -> None:
             ids = torch.tensor([(7 * step + n) % 61 for n in range(len(rows))])
             for row, id in zip(rows, ids.tolist(), strict=True):
                 row.append(id)
-            logits = decode_one_token(model, ids, cache)
+            logits = decoder.step(ids, cache)
 
 
 @pytest.mark.parametrize("n", [25, 60])
@@ -173,6 +177,30 @@ def test_weights_can_be_trained_after_writing(model: GPT) -> None:
 def test_other_precisions(model: GPT, dtype: torch.dtype) -> None:
     (completion,) = generate(model.to(dtype), [[1, 2]], Sampling(top_k=5), max_new_tokens=30)
     assert len(completion.ids) == 30
+
+
+@pytest.mark.parametrize("kernels", ["C++", "torch"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_rounded_weights_batched_alone_and_from_a_kept_decoder(model: GPT, precision: Precision, kernels: str) -> None:
+    """Beyond the context: what is written beside a row changes nothing, nor does preparing the weights once."""
+    with native.torch_only("asked for" if kernels == "torch" else ""):
+        decoder = Decoder(model, precision)
+        together = generate(model, PROMPTS, GREEDY, max_new_tokens=40, precision=precision)
+        assert generate(decoder, PROMPTS, GREEDY, max_new_tokens=40) == together
+        for prompt, completion in zip(PROMPTS, together, strict=True):
+            assert generate(decoder, [prompt], GREEDY, max_new_tokens=40)[0].ids == completion.ids
+    assert together != generate(model, PROMPTS, GREEDY, max_new_tokens=40)
+
+
+def test_a_padded_vocabulary_is_never_written(model: GPT) -> None:
+    for sampling in (GREEDY, Sampling(), Sampling(top_k=5), Sampling(top_p=0.5)):
+        completions = generate(model, PROMPTS, sampling, max_new_tokens=40, vocab_size=9)
+        assert {id for completion in completions for id in completion.ids} <= set(range(9))
+
+
+def test_a_precision_that_there_is_not(model: GPT) -> None:
+    with pytest.raises(UserError, match="precision 'half': wanted float32, bfloat16, int8"):
+        generate(model, [[1]], GREEDY, max_new_tokens=3, precision="half")  # type: ignore[arg-type]
 
 
 def test_no_prompts_no_completions(model: GPT) -> None:

@@ -80,6 +80,32 @@ def test_frequencies_are_the_exact_distribution(sampling: Sampling) -> None:
     assert statistic < quantile
 
 
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_k=7), Sampling(top_k=7, top_p=0.8, temperature=0.6), Sampling(top_k=1)]
+)
+@pytest.mark.parametrize("distinct", [10_000, 9, 2, 1])
+def test_drawing_among_the_top_k_is_drawing_from_all(sampling: Sampling, distinct: int) -> None:
+    """`choose` looks at few tokens, `adjust` at all; also where many are as probable as the k-th."""
+    logits = torch.randint(distinct, (60, 300), generator=torch.Generator().manual_seed(4)) * (4 / distinct)
+    chosen = choose(logits, sampling, [], generators(60))
+    assert torch.equal(chosen, draw(adjust(logits, sampling), generators(60)))
+    assert distinct == 1 or len(chosen.unique()) > 7
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0])
+def test_the_nucleus_of_a_large_vocabulary(spread: float) -> None:
+    """Larger than 2,048 tokens, and smaller; against its definition in float64."""
+    logits = torch.randn(3, 9_000, generator=torch.Generator().manual_seed(8)) * spread
+    for top_p in (1e-6, 0.3, 0.9):
+        kept = adjust(logits, Sampling(top_p=top_p)) > 0
+        exact = logits.double().softmax(-1)
+        for row, probabilities in zip(kept, exact, strict=True):
+            least = probabilities[row].min()
+            assert torch.equal(row, probabilities >= least)
+            assert probabilities[row].sum() >= top_p - 1e-5
+            assert probabilities[probabilities > least].sum() < top_p + 1e-5
+
+
 def test_a_row_is_drawn_alone_as_in_a_batch() -> None:
     probabilities = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)).softmax(-1)
     together = draw(probabilities, generators(5))

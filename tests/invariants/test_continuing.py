@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gptlab.errors import RunError
+from gptlab.hub import cache_folder
 from gptlab.settings import build, plain
 from gptlab.training.recipe import Recipe
 
@@ -45,6 +46,12 @@ def train(folder: Path, the_recipe: Recipe, kill_at_call: int | None = None):
     """One session of the run. With `kill_at_call` the process dies at that call to fsync or rename."""
     from gptlab.training.assemble import train_recipe
 
+    os.environ.pop("GPTLAB_CACHE", None)
+    kernels, ours = cache_folder() / "kernels", folder / "cache" / "kernels"
+    if not ours.exists():  # so that they are built once for all runs
+        kernels.mkdir(parents=True, exist_ok=True)
+        ours.parent.mkdir(exist_ok=True)
+        ours.symlink_to(kernels)
     os.environ["GPTLAB_CACHE"] = str(folder / "cache")
     if kill_at_call is not None:
         calls = 0

@@ -47,6 +47,7 @@ def generate(
         str | None, typer.Option(metavar="best|last|STEP", help="Of a run; best if there is.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or int8.")] = "float32",
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are.")] = Path("runs"),
 ) -> None:
     """Writes on from a prompt. Without any sampling option: --temperature 0.8 --top-k 40."""
@@ -60,18 +61,22 @@ def generate(
     from rich.console import Console
 
     from gptlab.evaluation.samples import complete
+    from gptlab.generation.decoder import Decoder
+    from gptlab.kernels.decode import check_precision
     from gptlab.run.open import open_model
 
+    weights = check_precision(precision)  # before anything is loaded
     out, err = Console(highlight=False, markup=False), Console(stderr=True, highlight=False, markup=False)
     with err.status(f"opening {model}"):
         opened = open_model(model, device=device, runs=runs, checkpoint=which)
         tokenizer = opened.require_tokenizer()
+        decoder = Decoder(opened.model, weights)
     if err.is_terminal:
         err.print(f"{opened.folder}: a base model, it writes on from the text", style="dim")
 
     def write(sampling: Sampling, on_text: OnText) -> list[TextCompletion]:
         return complete(
-            opened.model, tokenizer, texts, sampling,
+            decoder, tokenizer, texts, sampling,
             max_new_tokens=max_new_tokens, seed=seed, samples=samples, on_text=on_text,
         )  # fmt: skip
 

@@ -9,8 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from gptlab.generation.decoder import Decoder
 from gptlab.generation.engine import generate
 from gptlab.generation.sampling import Sampling
+from gptlab.kernels.decode import Precision
 from gptlab.model.gpt import GPT
 from gptlab.settings import Section
 from gptlab.text.tokenizer import Tokenizer
@@ -49,7 +51,7 @@ class TextCompletion:
 
 
 def complete(
-    model: GPT,
+    model: GPT | Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     sampling: Sampling,
@@ -58,8 +60,9 @@ def complete(
     seed: int = 0,
     samples: int = 1,
     on_text: Callable[[int, int, str], None] | None = None,
+    precision: Precision = "float32",
 ) -> list[TextCompletion]:
-    """`samples` completions of each prompt, ordered by prompt, then sample; errors as in `generate`.
+    """`samples` completions of each prompt, ordered by prompt, then sample; precision and errors as in `generate`.
 
     `on_text(prompt index, sample, text)` is told the text as it is written, whole characters only: what it was
     told for one sample, joined, is the completion's `text`. An empty prompt begins as after an end of text.
@@ -75,6 +78,7 @@ def complete(
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
         on_token=None if stream is None else stream.write,
+        precision=precision,
     )
     if stream is not None:
         stream.close()

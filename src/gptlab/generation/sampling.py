@@ -23,8 +23,9 @@ class Sampling:
     greedy:             the most probable token; only the repetition penalty may stand beside it
     temperature:        logits are divided by it
     top_k:              only the k most probable tokens (0: all); those as probable as the k-th stay too
-    top_p:              only the smallest set of tokens that has this probability (nucleus sampling:
-                        Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020)
+    top_p:              only the smallest set of tokens that has this probability; those as probable as the last
+                        stay too (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text
+                        Degeneration", 2020)
     min_p:              only tokens at least this share as probable as the most probable one
                         (Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024)
     repetition_penalty: the logit of a token that was read or written is divided by it, or multiplied where
@@ -56,9 +57,13 @@ def choose(
     logits: Tensor, sampling: Sampling, seen: Sequence[Tensor] | Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """The next id of each row, (rows,) int64 on the logits' device; arguments as in `adjust` and `draw`."""
+    logits = _penalize(logits.float(), sampling.repetition_penalty, seen)
     if sampling.greedy:
-        return _penalize(logits.float(), sampling.repetition_penalty, seen).argmax(dim=-1)
-    return draw(adjust(logits, sampling, seen), generators)
+        return logits.argmax(dim=-1)
+    if not 0 < sampling.top_k < logits.shape[-1]:
+        return draw(_distribution(logits, sampling), generators)
+    logits, ids = _most_probable(logits, sampling.top_k)
+    return ids.gather(1, draw(_distribution(logits, sampling), generators)[:, None])[:, 0]
 
 
 def adjust(logits: Tensor, sampling: Sampling, seen: Sequence[Tensor] | Tensor = ()) -> Tensor:
@@ -67,16 +72,17 @@ def adjust(logits: Tensor, sampling: Sampling, seen: Sequence[Tensor] | Tensor =
     `seen` holds for each row the ids it has read and written, (n,) int64; only the repetition penalty looks at
     it. `sampling.greedy` is no distribution: that is `choose`'s.
     """
-    logits = _penalize(logits.float(), sampling.repetition_penalty, seen)
+    return _distribution(_penalize(logits.float(), sampling.repetition_penalty, seen), sampling)
+
+
+def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What `sampling` makes of logits whose repetitions are penalized."""
     # The largest becomes 0, so that no temperature however small makes an infinity of it.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = _without(logits, logits < logits.topk(sampling.top_k).values[:, -1:])
     if sampling.top_p < 1:
-        ascending, order = logits.sort(dim=-1)
-        outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - sampling.top_p
-        outside[:, -1] = False  # the most probable token always stays
-        logits = _without(logits, outside.scatter(1, order, outside))
+        logits = _nucleus(logits, sampling.top_p)
     if sampling.min_p > 0:
         logits = _without(logits, logits < logits.amax(dim=-1, keepdim=True) + math.log(sampling.min_p))
     return logits.softmax(dim=-1)
@@ -91,7 +97,7 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor
     """
     exact = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
     uniform = torch.stack([torch.rand(1, generator=generator, dtype=exact) for generator in generators])
-    cumulative = probabilities.to(exact).cumsum(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1, dtype=exact)
     # Times the last sum, for the sum of rounded probabilities is not exactly 1.
     wanted = uniform.to(probabilities.device) * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=probabilities.shape[-1] - 1)
@@ -108,6 +114,29 @@ def _penalize(logits: Tensor, penalty: float, seen: Sequence[Tensor] | Tensor) -
         scores = row[ids]
         row[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
     return logits
+
+
+def _most_probable(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest logits of each row, with all that equal the k-th and perhaps some smaller ones, and their ids, both
+    (rows, n), in the order of ids: what is done with these is not done with the whole vocabulary."""
+    largest, ids = logits.topk(k + 1)
+    if (largest[:, k] == largest[:, k - 1]).any():
+        ids = logits.topk(int((logits >= largest[:, k - 1 : k]).sum(dim=-1).max())).indices
+    ids = ids.sort().values
+    return logits.gather(1, ids), ids
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Logits of only the tokens before which, from the most probable on, there is less than `top_p`, and of those as
+    probable as the last of them. All of the vocabulary is sorted (8 ms for 50,257) only where that is over 2,048."""
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    for n in (min(2048, logits.shape[-1]), logits.shape[-1]):
+        largest = logits.topk(n).values
+        probabilities = (largest - total).exp()
+        inside = probabilities.cumsum(dim=-1) - probabilities < top_p
+        if not inside[:, -1].any():
+            break
+    return _without(logits, logits < largest.where(inside, math.inf).amin(dim=-1, keepdim=True))
 
 
 def _without(logits: Tensor, removed: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""What a precision makes of a model, in torch alone: its products by rounded weights, and the model that they are.
+
+`dequantised(model, precision) -> GPT` is a float32 copy with exactly the weights that `precision` reads: score it to
+know what the precision costs.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.kernels.decode import Precision, rounded
+from gptlab.model.gpt import GPT
+
+
+def dequantised(model: GPT, precision: Precision) -> GPT:
+    """A float32 copy of the model whose products have exactly the weights that `precision` reads.
+
+    For scoring what a precision costs: the embeddings, which are no product, keep theirs, so a tied head is untied.
+    """
+    twin = copy.deepcopy(model)
+    if model.shape.tie_head:
+        twin.shape = dataclasses.replace(model.shape, tie_head=False)
+        twin.lm_head.weight = nn.Parameter(twin.wte.weight.detach().clone())
+    with torch.no_grad():
+        for module in twin.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(rounded(module.weight, precision).restored())
+    return twin
+
+
+def with_rounded_products(model: GPT, precision: Precision) -> GPT:
+    """A GPT whose Linear modules are `_RoundedLinear`; all other tensors are the model's own."""
+    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+    for parent in list(twin.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.Linear):
+                setattr(parent, name, _RoundedLinear(module, precision))
+    return twin
+
+
+class _RoundedLinear(nn.Module):
+    """A Linear with its weight in bfloat16 or int8. Where torch has a fast product for it (bfloat16; int8 on a CPU, of
+    bfloat16 inputs alone) its input and its sums are rounded to bfloat16."""
+
+    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
+        super().__init__()
+        self.values, self.scale = rounded(linear.weight, precision)
+        self.bias = linear.bias
+        # Of scales torch's operation knows only bfloat16 ones, so it is given ones, and the real ones come after it.
+        self.ones = None if self.scale is None else torch.ones_like(self.scale, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            product = F.linear(x.bfloat16(), self.values).to(x.dtype)
+        elif x.device.type == "cpu":
+            product = torch.ops.aten._weight_int8pack_mm(x.bfloat16().flatten(0, -2), self.values, self.ones)
+            product = product.view(*x.shape[:-1], -1).to(x.dtype) * self.scale.to(x.dtype)
+        else:
+            product = F.linear(x, self.values.to(x.dtype)) * self.scale.to(x.dtype)
+        return product if self.bias is None else product + self.bias

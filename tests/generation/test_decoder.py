@@ -1,0 +1,111 @@
+"""Which path makes a step, and that all of them say the same; the C++ itself: tests/kernels/test_decode.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from gptlab.errors import UserError
+from gptlab.generation.decoder import Decoder
+from gptlab.generation.precision import dequantised
+from gptlab.kernels import native
+from gptlab.kernels.decode import Precision
+from gptlab.model.gpt import GPT
+
+WINDOWS = [[1], [5, 9, 3, 60, 2, 2, 7], [8, 8]]
+NATIVE = native.library("decode") is not None
+
+
+@pytest.fixture(params=["C++", "torch"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "C++" and not NATIVE:
+        pytest.skip(native.reason("decode"))
+    with native.torch_only("asked for") if request.param == "torch" else nullcontext():
+        yield request.param
+
+
+@torch.no_grad()
+def steps(decoder: Decoder) -> torch.Tensor:
+    """The logits of four steps after the same prompts, (4, rows, vocab_size)."""
+    cache, _ = decoder.read(WINDOWS, 12)
+    return torch.stack([decoder.step(torch.tensor([n, n + 20, 60 - n]), cache) for n in range(4)])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.3), ("int8", 0.3)])
+def test_steps_are_those_of_the_dequantised_model(
+    model: GPT, path: str, precision: Precision, tolerance: float
+) -> None:
+    """Logits of some 10 units. Where weights are rounded, torch's path rounds activations too."""
+    model.eval()
+    decoder = Decoder(model, precision)
+    assert (decoder.native is not None) == (path == "C++")
+    with native.torch_only("the reference"):
+        plain = Decoder(dequantised(model, precision))
+    plain.model.eval()
+    plain.read = decoder.read  # type: ignore[method-assign]  # prompts are read unrounded
+    found, expected = steps(decoder), steps(plain)
+    assert expected.abs().max() > 5
+    tolerance = 1e-4 if path == "C++" else tolerance
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=1e-4)
+
+
+def test_the_model_itself_is_left_alone(model: GPT, path: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = [type(module) for module in model.modules()]
+    steps(Decoder(model, "int8"))
+    assert modules == [type(module) for module in model.modules()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_torch_shares_what_is_no_product(model: GPT) -> None:
+    with native.torch_only("asked for"):
+        twin = Decoder(model, "int8")._steps
+    assert twin.wte.weight is model.wte.weight
+    assert twin.h[0].attn.c_attn.bias is model.h[0].attn.c_attn.bias
+
+
+class Wrapped(nn.Linear):
+    """Stands for an adapter: a Linear that computes something else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.skipif(not NATIVE, reason=native.reason("decode") or "there")
+@torch.no_grad()
+def test_only_a_plain_float32_model_takes_the_native_path(model: GPT) -> None:
+    assert Decoder(model).native is not None
+    model.h[1].mlp.c_fc.__class__ = Wrapped
+    wrapped = Decoder(model.eval())
+    assert wrapped.native is None
+    cache, _ = wrapped.read([[1, 2, 3]], 5)
+    logits = wrapped.step(torch.tensor([4]), cache)
+    torch.testing.assert_close(logits, model.logits(model(torch.tensor([[1, 2, 3, 4]]))[:, -1]), atol=1e-4, rtol=1e-4)
+    model.h[1].mlp.c_fc.__class__ = nn.Linear
+    assert Decoder(model.double()).native is None
+
+
+@torch.no_grad()
+def test_a_full_cache_refuses(model: GPT, path: str) -> None:
+    decoder = Decoder(model.eval())
+    cache, _ = decoder.read([[1, 2], [3]], 3)
+    decoder.step(torch.tensor([1, 1]), cache)
+    with pytest.raises(ValueError, match="4 tokens do not fit into a cache of 3"):
+        decoder.step(torch.tensor([1, 1]), cache)
+
+
+@pytest.mark.usefixtures("path")
+def test_an_id_that_is_none(model: GPT) -> None:
+    decoder = Decoder(model)
+    cache, _ = decoder.read([[1]], 3)
+    with pytest.raises(IndexError):
+        decoder.step(torch.tensor([61]), cache)
+
+
+def test_a_precision_that_there_is_not(model: GPT) -> None:
+    with pytest.raises(UserError, match="precision 'int4': wanted float32, bfloat16, int8"):
+        Decoder(model, "int4")  # type: ignore[arg-type]
