@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptlab.run.run import Run
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -155,3 +158,139 @@ def test_generation_shows_what_precision_costs(tmp_path: Path) -> None:
     assert quality["perplexity"]["float32"] == pytest.approx(512, rel=0.2)  # untrained: all tokens alike
     assert quality["change"]["float32"] == 0
     assert abs(quality["change"]["int8"]) < 0.005
+
+
+TEXT = "\n\n".join(f"The {number}th of them, and {number * number} more, came to the river." for number in range(900))
+
+LITTLE = """
+name = "little"
+[model]
+n_layer = 1
+n_head = 1
+n_embd = 32
+context = 16
+[tokenizer]
+train = 300
+[data]
+sources = [{ path = "TEXT" }]
+validation = { share = 0.1 }
+[validation]
+sampled_rows = 8
+[training]
+minutes = 0.02
+batch_size = 4
+"""
+
+
+def quality(*words: str, out: Path) -> dict[str, Any]:
+    """quality.py's JSON; its corpora are kept beside it."""
+    environment = {**os.environ, "GPTLAB_CACHE": str(out.parent / "cache")}
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), *words, "--out", str(out)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return result
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of a small text; corpora and runs are made beside it."""
+    folder = tmp_path_factory.mktemp("quality")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    recipe = folder / "little.toml"
+    recipe.write_text(LITTLE.replace("TEXT", (folder / "text.txt").as_posix()), encoding="utf-8")
+    return recipe
+
+
+def run_with_curve(folder: Path, curve: dict[float, float]) -> Run:
+    """A run whose sampled validation went like that: seconds → loss."""
+    recipe = {"model": {"context": 16}, "validation": {"sampled_rows": 8}}
+    run = Run.create(folder, recipe, {"data": {"fingerprints": {"train": "9-1", "validation": "9-2"}}})
+    for step, (seconds, loss) in enumerate(curve.items(), start=1):
+        run.log({"event": "validation_sampled", "step": step, "loss": loss, "seconds": seconds})
+    return run
+
+
+def write_rates(file: Path, losses: dict[str, list[float]], train: str = "9-1") -> None:
+    """What `quality.py nanogpt` writes: at each rate a loss every 100 seconds, the last that of the whole set too."""
+    text = {"train": train, "validation": "9-2", "context": 16, "sampled_rows": 8}
+    rates = {
+        rate: {
+            "validation": {"loss": curve[-1]},
+            "curve": [{"seconds": 100.0 * (i + 1), "loss": loss} for i, loss in enumerate(curve)],
+        }
+        for rate, curve in losses.items()
+    }
+    file.write_text(json.dumps({"setting": {"runs": "", "text": text}, "rates": rates}), encoding="utf-8")
+
+
+def test_cross_finds_when_the_best_of_the_rates_was_reached(tmp_path: Path) -> None:
+    run = run_with_curve(tmp_path / "run", {10.0: 6.0, 20.0: 5.0, 80.0: 4.0, 200.0: 3.0})
+    file = tmp_path / "rates.json"
+    write_rates(file, {"0.001": [5.5, 4.5], "0.0003": [6.0, 5.5], "0.01": [7.0, math.nan]})
+    result = quality("cross", str(run.folder), "--nanogpt-json", str(file), out=tmp_path / "cross.json")
+    assert result["nanogpt"] == {"rate": "0.001", "seconds": 200, "loss": 4.5, "validation": {"loss": 4.5}}
+    assert result["ours"]["seconds"] == pytest.approx(40)  # half way from 5 to 4, over the logarithm: √(20 · 80)
+    assert result["ratio"] == pytest.approx(0.2)
+    assert (tmp_path / "cross.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert (tmp_path / "cross.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cross_says_so_where_a_run_never_was_as_good(tmp_path: Path) -> None:
+    run = run_with_curve(tmp_path / "run", {10.0: 6.0, 20.0: 5.0})
+    write_rates(tmp_path / "rates.json", {"0.001": [4.5]})
+    rates = str(tmp_path / "rates.json")
+    result = quality("cross", str(run.folder), "--nanogpt-json", rates, out=tmp_path / "cross.json")
+    assert (result["ours"]["seconds"], result["ratio"]) == (None, None)
+
+
+def test_cross_compares_no_losses_of_different_texts(tmp_path: Path) -> None:
+    run = run_with_curve(tmp_path / "run", {10.0: 6.0})
+    write_rates(tmp_path / "rates.json", {"0.001": [4.5]}, train="8-1")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        quality("cross", str(run.folder), "--nanogpt-json", str(tmp_path / "rates.json"), out=tmp_path / "cross.json")
+    assert b"another text" in failed.value.stderr
+    assert not (tmp_path / "cross.json").exists()
+
+
+@pytest.mark.slow
+def test_sizes_runs_auto_beside_fixed_depths_and_each_once(little: Path) -> None:
+    words = ("sizes", "model.dropout=0", "--recipe", str(little), "--minutes", "0.02", "--depths", "1")
+    out = little.with_name("sizes.json")
+    result = quality(*words, out=out)["minutes"]["0.02"]
+    auto, fixed = result["runs"]["auto"], result["runs"]["depth-1"]
+    assert result["auto"] in {"wins", "ties", "loses"}
+    assert result["difference"] == pytest.approx(auto["validation"]["loss"] - fixed["validation"]["loss"], abs=1e-3)
+    runs = {name: Run.open(little.parent / "runs" / f"little-0.02min-{name}") for name in ("auto", "depth-1")}
+    chosen, given = (runs[name].recipe for name in ("auto", "depth-1"))
+    assert given["model"]["n_embd"] == 64
+    assert (given["training"]["batch_size"], chosen["training"]["batch_size"]) == (4, 32)  # the recipe's, auto's own
+    assert (given["model"]["dropout"], chosen["model"]["dropout"]) == (0, 0)  # what the line says holds for both
+    assert given["model"]["context"] == chosen["model"]["context"] == 16
+    assert runs["auto"].origin["data"] == runs["depth-1"].origin["data"]
+    assert quality(*words, out=out)["minutes"]["0.02"] == result
+    assert len(runs["auto"].metrics("start")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("GPTLAB_NANOGPT" not in os.environ, reason="GPTLAB_NANOGPT names no checkout of nanoGPT")
+def test_nanogpt_learns_from_the_text_of_our_runs_and_each_rate_once(little: Path) -> None:
+    folder, out = little.parent, little.with_name("nanogpt.json")
+    words = ("nanogpt", "--nanogpt", os.environ["GPTLAB_NANOGPT"], "--recipe", str(little), "--minutes", "0.02")
+    still = quality(*words, "--rates", "1e-12", out=out)["rates"]["1e-12"]
+    rates = quality(*words, "--rates", "1e-12", "1e-2", out=out)["rates"]
+    assert rates["1e-12"] == still
+    learned = rates["0.01"]
+    assert learned["seconds"] == pytest.approx(1.2, rel=0.3)
+    assert learned["curve"][-1]["seconds"] == learned["seconds"]
+    assert learned["validation"]["loss"] < still["validation"]["loss"] - 1
+
+    code = "from gptlab.cli import main; main()"
+    train = [sys.executable, "-c", code, "train", str(little), "training.max_steps=3", "--runs", str(folder / "ours")]
+    environment = {**os.environ, "GPTLAB_CACHE": str(folder / "cache")}
+    subprocess.run(train, check=True, env=environment, capture_output=True)
+    run = Run.open(folder / "ours" / "little")
+    vocab_size = run.origin["data"]["tokenizer"]["vocab_size"]
+    assert still["validation"]["loss"] == pytest.approx(math.log(vocab_size), abs=0.1)  # untrained: all tokens alike
+    crossed = quality("cross", str(run.folder), "--nanogpt-json", str(out), out=folder / "cross.json")  # the same text
+    assert crossed["nanogpt"]["rate"] == "0.01"
+    assert crossed["ours"]["curve"][-1][1] == pytest.approx(run.metrics("validation_sampled")[-1]["loss"], rel=1e-4)
