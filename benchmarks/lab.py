@@ -28,14 +28,15 @@ def as_in_a_run(device: str) -> None:
     import torch
 
     from gptlab.device import float32_products
+    from gptlab.kernels.layers import TRAINING_KERNELS
     from gptlab.kernels.native import kernels
-    from gptlab.model.head import HEAD_KERNELS
 
     place = torch.device(device)
     life = ExitStack()
     atexit.register(life.close)
     life.enter_context(float32_products(place))
-    life.enter_context(kernels(HEAD_KERNELS if place.type == "cpu" else (), None, lambda text: None))
+    names = TRAINING_KERNELS[torch.bfloat16] if place.type == "cpu" else ()
+    life.enter_context(kernels(names, None, lambda text: None))
 
 
 def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "adamw", **settings: Any) -> Training:

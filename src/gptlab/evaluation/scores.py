@@ -13,6 +13,7 @@ from torch import Tensor
 from gptlab.data.batch import Rows
 from gptlab.data.windows import ScoredWindows
 from gptlab.device import Precision, autocast
+from gptlab.kernels.layers import fast_layers
 from gptlab.objectives.base import Objective, exp, means
 
 
@@ -46,7 +47,7 @@ class Scorer:
         try:
             for start in range(0, len(numbers), self.micro_batch_size):
                 batch = rows.batch(numbers[start : start + self.micro_batch_size])
-                with autocast(self.device, self.precision):
+                with autocast(self.device, self.precision), fast_layers():
                     sums = self.objective(model, batch.to(self.device))
                 for key, value in sums.items():
                     totals[key] = totals.get(key, 0) + value.double()

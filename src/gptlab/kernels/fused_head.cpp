@@ -16,59 +16,19 @@
 // Of all that is as large as the vocabulary only e, (vocab, chunk), goes through memory. Of the 487 GFLOP/s that a
 // core of a Zen 5 has in vdpbf16ps, 400 are got at width 128 and 440 at 256 and 768, everything counted.
 
-#include <cstdint>
+#include "tiles.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
-
+#ifdef TILES
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <type_traits>
-
-#define INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
 
 namespace {
 
-constexpr int TILE = 6;         // rows of a register tile: 6 × 64 float32 are 24 of the 32 registers
-constexpr int64_t LANES = 64;   // its columns, and those of a panel
 constexpr int64_t BLOCK = 252;  // words at a time, a multiple of TILE: a panel of 126 pairs × 64 is 32 KB, L1's
 constexpr int64_t CHUNK = 512;  // positions at a time: 384 cost 5 % more time, 768 half as much memory again
 constexpr float LOG2_E = 1.44269504f;
 constexpr double LN_2 = 0.693147180559945309;
 constexpr double LARGEST_TOTAL = 0x1p80;  // above it a position's largest logit becomes its reference
-
-inline int64_t up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-INLINE __mmask16 below(int64_t columns) {
-    return columns >= 16 ? 0xffff : columns <= 0 ? 0 : __mmask16((1 << columns) - 1);
-}
-
-INLINE __m512 broadcast(float x) { return _mm512_set1_ps(x); }
-INLINE __m512 widened(__m256i x) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
-INLINE __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-// Stores a[0] b[0] a[1] b[1] … of two rows of 32: how `multiply` wants two terms of one sum in its right operand.
-INLINE void store_pairs(uint16_t* panel, __m512i a, __m512i b) {
-    alignas(64) static constexpr uint16_t ORDER[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i low = _mm512_load_si512(ORDER), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    _mm512_store_si512(panel, _mm512_permutex2var_epi16(a, low, b));
-    _mm512_store_si512(panel + 32, _mm512_permutex2var_epi16(a, high, b));
-}
-
-// Rows `first` and `first` + 1 of float32 into panels [columns / 64][height / 2][64][2] of bfloat16; load(row, j) gives
-// 16 of them, and where there is no second row it is zeros.
-template <typename Load>
-INLINE void pack_pair(uint16_t* panels, int64_t height, int64_t columns, int64_t first, int64_t rows, Load load) {
-    for (int64_t j = 0; j < columns; j += 32) {
-        __m512i pair[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-        for (int64_t i = 0; i < 2 && first + i < rows; i++)
-            pair[i] = rounded(load(first + i, j), load(first + i, j + 16));
-        store_pairs(panels + j / LANES * LANES * height + first * LANES + j % LANES * 2, pair[0], pair[1]);
-    }
-}
 
 // 2^x to 3e-7: x = n + r, |r| <= 1/2, and a minimax polynomial of r. 0 for -inf, infinity for +inf, a NaN for a NaN.
 INLINE __m512 power_of_2(__m512 x) {
@@ -77,46 +37,6 @@ INLINE __m512 power_of_2(__m512 x) {
     for (float term : {9.6755413310e-3f, 5.5507132748e-2f, 2.4022119724e-1f, 6.9314696706e-1f, 1.0f})
         p = _mm512_fmadd_ps(p, r, broadcast(term));
     return _mm512_scalef_ps(p, n);
-}
-
-// c[i] = Σ over pairs k of left[i · row + k · step, +1] · right[k], with right one panel [pairs][64][2]: ten loads for
-// 24 instructions of 64 operations. `next`, if any, is memory wanted soon, of which each pair fetches 24 bytes.
-template <int ROWS>
-INLINE void multiply(const uint16_t* left, int64_t row, int64_t step, const uint16_t* right, int64_t pairs,
-                     __m512 (&c)[ROWS][4], const uint16_t* next = nullptr) {
-    for (auto& lanes : c)
-        for (auto& sum : lanes) sum = _mm512_setzero_ps();
-    for (int64_t k = 0; k < pairs; k++, left += step, right += 2 * LANES) {
-        if (next && k % 2 == 0) __builtin_prefetch(next + 2 * TILE * k);
-        __m512bh terms[4];
-        UNROLL for (int j = 0; j < 4; j++) terms[j] = (__m512bh)_mm512_load_si512(right + 32 * j);
-        UNROLL for (int i = 0; i < ROWS; i++) {
-            int32_t pair;
-            std::memcpy(&pair, left + i * row, 4);
-            const __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
-            UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_dpbf16_ps(c[i][j], factor, terms[j]);
-        }
-    }
-}
-
-// Adds a tile to rows of float32 in memory, of which `columns` are there, or overwrites them.
-template <int ROWS>
-INLINE void add(const __m512 (&c)[ROWS][4], float* out, int64_t row, int64_t columns, bool overwrite) {
-    UNROLL for (int j = 0; j < 4; j++) {
-        const __mmask16 there = below(columns - 16 * j);
-        UNROLL for (int i = 0; i < ROWS; i++) {
-            float* lanes = out + i * row + 16 * j;
-            const __m512 before = overwrite ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, lanes);
-            _mm512_mask_storeu_ps(lanes, there, _mm512_add_ps(before, c[i][j]));
-        }
-    }
-}
-
-// Covers [0, rows) with tiles: calls work(a tile's rows, as a constant, its first row).
-template <int ROWS = TILE, typename Work>
-INLINE void tiles(int64_t rows, const Work& work, int64_t first = 0) {
-    for (; first + ROWS <= rows; first += ROWS) work(std::integral_constant<int, ROWS>(), first);
-    if constexpr (ROWS > 1) tiles<ROWS - 1>(rows, work, first);
 }
 
 struct Worker {
@@ -139,55 +59,48 @@ struct Head {
     float *scale = nullptr, *rest = nullptr;
     Worker* workers = nullptr;
 
-    // Takes the pieces of the scratch, each on cache lines of its own; from null it only counts them.
+    // Takes the pieces of the scratch; from null it only counts their bytes.
     int64_t place(uintptr_t start) {
         const int64_t chunks = std::max<int64_t>((n + CHUNK - 1) / CHUNK, 1);
         rows = up((n + chunks - 1) / chunks, LANES), columns = up(width, LANES);
-        uintptr_t next = start;
-        const auto take = [&](auto& piece, int64_t count) {
-            piece = std::remove_reference_t<decltype(piece)>(next);
-            next += up(count * sizeof(*piece), 64);
-        };
-        take(e, d_weight ? vocab * rows : 0);
-        take(positions, rows * columns);
-        take(scaled, d_weight ? rows * columns : 0);
-        for (float** vector : {&wanted, &reference, &scale, &rest}) take(*vector, rows);
-        take(workers, threads);
+        Pieces pieces{start};
+        pieces.take(e, d_weight ? vocab * rows : 0);
+        pieces.take(positions, rows * columns);
+        pieces.take(scaled, d_weight ? rows * columns : 0);
+        for (float** vector : {&wanted, &reference, &scale, &rest}) pieces.take(*vector, rows);
+        pieces.take(workers, threads);
         for (int thread = 0; thread < threads; thread++) {
             Worker worker;
-            take(worker.sums, d_hidden ? rows * columns : 0);
-            for (float** vector : {&worker.total, &worker.largest}) take(*vector, rows);
-            take(worker.totals, rows);
-            for (uint16_t** block : {&worker.words, &worker.word_pairs}) take(*block, BLOCK * columns);
-            take(worker.e, d_hidden ? BLOCK * rows : 0);
+            pieces.take(worker.sums, d_hidden ? rows * columns : 0);
+            for (float** vector : {&worker.total, &worker.largest}) pieces.take(*vector, rows);
+            pieces.take(worker.totals, rows);
+            for (uint16_t** block : {&worker.words, &worker.word_pairs}) pieces.take(*block, BLOCK * columns);
+            pieces.take(worker.e, d_hidden ? BLOCK * rows : 0);
             if (start) workers[thread] = worker;
         }
-        return next - start;
+        return pieces.bytes();
     }
 
     void run() {
         for (int64_t first = 0; first < n; first += rows) {
             const int64_t count = std::min(n - first, rows);
-            share(up(count, LANES), [&](int64_t m) { start(first, count, m); });
+            share(threads, up(count, LANES), [&](int64_t m) { start(first, count, m); });
             const auto part_1 = [&](int64_t thread) { exponentials(first, count, workers[thread], thread); };
-            share(threads, part_1);
-            if (raise_references(count)) share(threads, part_1);
+            share(threads, threads, part_1);
+            if (raise_references(count)) share(threads, threads, part_1);
             for (int64_t m = 0; m < count; m++) finish_loss(first, m);
-            if (d_hidden) share(count, [&](int64_t m) { finish_hidden(first, m); });
+            if (d_hidden) share(threads, count, [&](int64_t m) { finish_hidden(first, m); });
             if (!d_weight) continue;
-            share((count + 1) / 2, [&](int64_t pair) {
+            share(threads, (count + 1) / 2, [&](int64_t pair) {
                 pack_pair(scaled, rows, columns, 2 * pair, count, [&](int64_t m, int64_t j) {
-                    return _mm512_mul_ps(broadcast(scale[m]), position(first + m, j));
+                    const __m512 factor = broadcast(scale[m]);
+                    return rounded(_mm512_mul_ps(factor, position(first + m, j)),
+                                   _mm512_mul_ps(factor, position(first + m, j + 16)));
                 });
             });
-            share(threads, [&](int64_t thread) { add_to_weight(first, count, begin(thread), begin(thread + 1)); });
+            share(threads, threads,
+                  [&](int64_t thread) { add_to_weight(first, count, begin(thread), begin(thread + 1)); });
         }
-    }
-
-    template <typename Work>
-    void share(int64_t items, const Work& work) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t item = 0; item < items; item++) work(item);
     }
 
     int64_t begin(int64_t thread) const { return thread == threads ? vocab : vocab / TILE * thread / threads * TILE; }
@@ -239,8 +152,9 @@ struct Head {
             pack_pair(worker.word_pairs, BLOCK, columns, first, words, [&](int64_t v, int64_t j) {
                 const float* w = weight + (word + v) * width + j;
                 __builtin_prefetch(w + 32 * width);
-                const __m512 row = _mm512_maskz_loadu_ps(below(width - j), w);
-                _mm256_store_si256((__m256i*)(worker.words + v * columns + j), (__m256i)_mm512_cvtneps_pbh(row));
+                __builtin_prefetch(w + 32 * width + 16);
+                const __m512i row = rounded_32(w, width - j);
+                _mm512_store_si512(worker.words + v * columns + j, row);
                 return row;
             });
     }

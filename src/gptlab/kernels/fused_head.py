@@ -10,13 +10,13 @@ is kept between calls.
 from __future__ import annotations
 
 import ctypes
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gptlab.kernels import native
+from gptlab.kernels import native, tiles
+from gptlab.kernels.tiles import address, check, scratch
 
 
 def supported() -> bool:
@@ -26,10 +26,7 @@ def supported() -> bool:
 
 def reason() -> str:
     """Why the kernel cannot be had here, in a few words; "" where it can."""
-    library = native.library("fused_head")
-    if library is None:
-        return native.reason("fused_head")
-    return "" if library.fused_head_supported() else "this CPU has no AVX512-BF16"
+    return tiles.reason("fused_head")
 
 
 def cross_entropy(
@@ -55,12 +52,12 @@ def cross_entropy(
     probability of 0, and NaN for the target. Needs `supported()`. IndexError for a target outside of the vocabulary.
     """
     vocabulary, width = weight.shape
-    _check("hidden", hidden, (len(targets), width), torch.float32, torch.bfloat16)
-    _check("weight", weight, (vocabulary, width), torch.float32)
-    _check("targets", targets, (len(targets),), torch.int64)
-    _check("weights", weights, (len(targets),), torch.float32)
-    _check("d_hidden", d_hidden, (len(targets), width), torch.float32)
-    _check("d_weight", d_weight, (vocabulary, width), torch.float32)
+    check("hidden", hidden, (len(targets), width), torch.float32, torch.bfloat16)
+    check("weight", weight, (vocabulary, width), torch.float32)
+    check("targets", targets, (len(targets),), torch.int64)
+    check("weights", weights, (len(targets),), torch.float32)
+    check("d_hidden", d_hidden, (len(targets), width), torch.float32)
+    check("d_weight", d_weight, (vocabulary, width), torch.float32)
     losses = torch.empty(len(targets))
     if len(targets) == 0:
         if d_weight is not None:
@@ -73,10 +70,10 @@ def cross_entropy(
     kernel = _kernel()
     hidden = hidden.bfloat16()
     tensors = (hidden, weight, targets, weights, losses, d_hidden, d_weight)
-    addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    addresses = [address(tensor) for tensor in tensors]
     sizes = (len(targets), vocabulary, width, torch.get_num_threads())
-    scratch = _scratch(kernel(*addresses, *sizes, None))
-    kernel(*addresses, *sizes, scratch.data_ptr())
+    memory = scratch(kernel(*addresses, *sizes, None))
+    kernel(*addresses, *sizes, memory.data_ptr())
     return losses
 
 
@@ -86,16 +83,6 @@ def scratch_bytes(positions: int, vocabulary: int, width: int, *, gradients: boo
     return int(_kernel()(*given, positions, vocabulary, width, torch.get_num_threads(), None))
 
 
-def _check(name: str, tensor: Tensor | None, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
-    """The kernel reads bare memory: what is not as it wants it would be read as something else."""
-    if tensor is None:
-        return
-    if tensor.shape != shape or tensor.dtype not in dtypes or not tensor.is_contiguous() or tensor.device.type != "cpu":
-        found = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}, strides {tensor.stride()}"
-        wanted = " or ".join(map(str, dtypes))
-        raise ValueError(f"{name} is {found}; the fused head wants {wanted} {shape} on the CPU, contiguous")
-
-
 def _kernel() -> Any:
     if missing := reason():
         raise RuntimeError(f"no fused head: {missing}; ask supported() first")
@@ -103,15 +90,3 @@ def _kernel() -> Any:
     kernel.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int, ctypes.c_void_p]
     kernel.restype = ctypes.c_int64
     return kernel
-
-
-_kept = threading.local()
-
-
-def _scratch(size: int) -> Tensor:
-    """Memory of `size` bytes, kept from call to call: a page that is new costs ten times its writing."""
-    scratch: Tensor | None = getattr(_kept, "scratch", None)
-    if scratch is None or len(scratch) < size:
-        _kept.scratch = None  # given back before more is taken
-        scratch = _kept.scratch = torch.empty(size, dtype=torch.uint8)
-    return scratch

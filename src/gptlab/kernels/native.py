@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import resources
@@ -67,6 +68,8 @@ def kernels(names: Sequence[str], kept: str | None, say: Callable[[str], None]) 
     if not names:
         yield "torch"
         return
+    with ThreadPoolExecutor() as builders:  # where they have to be built, side by side
+        list(builders.map(_load, names))
     missing = next(filter(None, map(reason, names)), "") if kept != "torch" else "as this run began"
     if missing and kept != "torch":
         again = "; it began with them, so what follows is equal to rounding only" if kept == "C++" else ""

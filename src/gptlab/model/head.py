@@ -26,9 +26,6 @@ from torch.autograd.function import once_differentiable
 from gptlab.kernels import fused_head
 from gptlab.kernels.softmax import softmax_loss_
 
-HEAD_KERNELS = ("softmax", "fused_head")
-"""What is built in C++ for a CPU (kernels/native.py)."""
-
 CHUNK_ELEMENTS = 2**25
 """Logits held at once: 128 MiB in float32, 667 positions of GPT-2's vocabulary. Smaller chunks read and write
 the weight's gradient more often, larger ones only cost memory."""

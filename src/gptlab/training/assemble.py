@@ -11,9 +11,9 @@ from torch import nn
 
 from gptlab.device import float32_products, measure_peak_flops, pick_device, pick_precision
 from gptlab.errors import CheckpointError, TrainingStopped
+from gptlab.kernels.layers import TRAINING_KERNELS
 from gptlab.kernels.native import kernels
 from gptlab.model.build import build_model, flops_per_token, parameter_count
-from gptlab.model.head import HEAD_KERNELS
 from gptlab.model.huggingface import load_model
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.checkpoint import load_state
@@ -103,7 +103,9 @@ def train_recipe(
         run.lock(),
         deterministic(recipe.training.deterministic),
         float32_products(place, kept.get("float32_products")) as products,
-        kernels(HEAD_KERNELS if place.type == "cpu" else (), kept.get("kernels"), progress.say) as head,
+        kernels(
+            TRAINING_KERNELS[precision.dtype] if place.type == "cpu" else (), kept.get("kernels"), progress.say
+        ) as written_in,
     ):
         checkpoint = run.newest_valid(progress.say)
         if checkpoint is None and run.steps():
@@ -138,7 +140,7 @@ def train_recipe(
                 "device": place.type,
                 "precision": precision.name,
                 "float32_products": products,
-                "kernels": head,
+                "kernels": written_in,
             },
             progress=progress,
         )
@@ -148,7 +150,9 @@ def train_recipe(
 
         progress.say(f"{run.folder} " + (f"continues after step {state.step:,}" if state.step else "begins"))
         progress.say(
-            screen(recipe, data, model, fit, length, machine_in_words(place, precision, peak_flops, head), disk_bytes)
+            screen(
+                recipe, data, model, fit, length, machine_in_words(place, precision, peak_flops, written_in), disk_bytes
+            )
         )
         watcher.began(state, length, command)
         try:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gptlab.data.batch import Batch, Rows, rows_of_step, steps_per_epoch
 from gptlab.device import Precision, autocast, peak_memory
 from gptlab.errors import Interrupted, MemoryLimitError, TrainingStopped
+from gptlab.kernels.layers import fast_layers
 from gptlab.objectives.base import Objective, means
 from gptlab.training.length import Length
 from gptlab.training.optimizer import Optimizer
@@ -150,12 +151,13 @@ def gradients(engine: Engine, batch: Batch) -> dict[str, Tensor]:
         try:
             engine.optimizer.zero_grad()
             totals: dict[str, Tensor] = {}
-            for part in batch.split(engine.micro_batch_size):
-                with autocast(engine.device, engine.precision):
-                    sums = engine.objective(engine.model, part.to(engine.device))
-                engine.scaler.scale(sums["loss"] / batch.weight).backward()
-                for key, value in sums.items():
-                    totals[key] = totals.get(key, 0) + value.detach()
+            with fast_layers():
+                for part in batch.split(engine.micro_batch_size):
+                    with autocast(engine.device, engine.precision):
+                        sums = engine.objective(engine.model, part.to(engine.device))
+                    engine.scaler.scale(sums["loss"] / batch.weight).backward()
+                    for key, value in sums.items():
+                        totals[key] = totals.get(key, 0) + value.detach()
             return totals
         except torch.OutOfMemoryError:
             rows = min(engine.micro_batch_size, len(batch))

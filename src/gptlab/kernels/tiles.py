@@ -1,0 +1,50 @@
+"""What the kernels on tiles.h share: whether this CPU has them, and memory as they want it."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from gptlab.kernels import native
+
+
+def reason(name: str) -> str:
+    """Why the kernel `name` cannot be had here, in a few words; "" where it can."""
+    library = native.library(name)
+    if library is None:
+        return native.reason(name)
+    if torch.cpu._is_amx_tile_supported():
+        return "torch's own products use AMX, which is faster"
+    return "" if library[f"{name}_supported"]() else "this CPU has no AVX512-BF16"
+
+
+def check(name: str, tensor: Tensor | None, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
+    """A kernel reads bare memory: what is not as it wants it would be read as something else. ValueError."""
+    if tensor is None:
+        return
+    if tensor.shape != shape or tensor.dtype not in dtypes or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        found = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}, strides {tensor.stride()}"
+        wanted = " or ".join(map(str, dtypes))
+        raise ValueError(f"{name} is {found}; the kernel wants {wanted} {tuple(shape)} on the CPU, contiguous")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where the tensor's elements begin; None, a null pointer, for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+_kept = threading.local()
+
+
+def scratch(size: int) -> Tensor:
+    """Memory of `size` bytes, kept from call to call: a page that is new costs ten times its writing.
+
+    It is the calling thread's, and every kernel's: what a call leaves in it is lost to the next.
+    """
+    kept: Tensor | None = getattr(_kept, "scratch", None)
+    if kept is None or len(kept) < size:
+        _kept.scratch = kept = None  # given back before more is taken
+        _kept.scratch = kept = torch.empty(size, dtype=torch.uint8)
+    return kept
