@@ -50,7 +50,7 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     from gptlab.model.build import build_model
     from gptlab.objectives.language import LanguageObjective
     from gptlab.settings import build
-    from gptlab.training.fit import decide_micro_batch, settle_allocator
+    from gptlab.training.fit import decide_micro_batch
     from gptlab.training.loop import Engine, descend, gradients
     from gptlab.training.optimizer import Optimizer
     from gptlab.training.recipe import Recipe
@@ -79,7 +79,6 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     model = build_model(recipe.model, shape.vocab_size)
     model.activation_checkpointing = recipe.training.activation_checkpointing
     model.to(place).train()
-    settle_allocator(model, place)
     engine = Engine(
         model=model,
         objective=objective,

@@ -76,6 +76,16 @@ def test_what_the_recipe_says_itself_stays(tmp_path):
     assert result.optimizer.learning_rate == 0.007
 
 
+def test_rates_are_chosen_for_muon_alone(tmp_path):
+    shallow, deep = (
+        chosen(tmp_path, minutes=minutes, more='[optimizer]\nkind = "muon"').optimizer for minutes in (1, 10_000)
+    )
+    assert shallow.learning_rate > deep.learning_rate
+    assert shallow.matrix_learning_rate == deep.matrix_learning_rate
+    other = '[optimizer]\nkind = "adamw"'
+    assert chosen(tmp_path, more=other).optimizer == recipe(tmp_path, more=other).optimizer
+
+
 def test_a_run_that_goes_on_keeps_its_choice(tmp_path):
     first = chosen(tmp_path, minutes=3)
     longer = recipe(tmp_path, minutes=600)

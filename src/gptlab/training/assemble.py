@@ -28,7 +28,7 @@ from gptlab.training.continuing import (
     open_run,
 )
 from gptlab.training.ending import evaluate_ends, in_words
-from gptlab.training.fit import decide_micro_batch, memory_errors, settle_allocator
+from gptlab.training.fit import decide_micro_batch, memory_errors
 from gptlab.training.loop import Engine, State, deterministic, train
 from gptlab.training.optimizer import Optimizer
 from gptlab.training.origin import make_origin
@@ -115,7 +115,6 @@ def train_recipe(
             model = load_model(checkpoint)
         model.activation_checkpointing = recipe.training.activation_checkpointing
         model.to(place)
-        settle_allocator(model, place)
         engine = Engine(
             model=cast(nn.Module, torch.compile(model)) if recipe.training.compile else model,
             objective=objective,

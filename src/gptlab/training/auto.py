@@ -81,7 +81,7 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
     return {
         "model": {"n_layer": depth, "n_head": depth, "n_embd": 64 * depth, "dropout": _dropout(seen / tokens)},
         "training": {"batch_size": 32},
-        "optimizer": _rates(depth),
+        "optimizer": _rates(depth) if recipe.optimizer.kind == "muon" else {},
     }
 
 
@@ -108,5 +108,6 @@ def _dropout(epochs: float) -> float:
 
 
 def _rates(depth: int) -> Tree:
-    """Muon's updates have one size whatever the width; Adam's rate falls with the width's root (nanochat's rule)."""
+    """For Muon, whose updates have one size whatever the width; beside it Adam's rate falls with the width's root
+    (nanochat's rule)."""
     return {"learning_rate": round(3e-3 * math.sqrt(4 / depth), 6), "matrix_learning_rate": 1e-2}

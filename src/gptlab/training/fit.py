@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from gptlab.device import Precision, available_memory, current_memory, keep_freed_memory
+from gptlab.device import Precision, available_memory, current_memory
 from gptlab.errors import MemoryLimitError
 from gptlab.model.build import build_model
 from gptlab.objectives.base import Objective
@@ -20,9 +19,6 @@ from gptlab.words import size
 
 SAFE_SHARE = 0.9
 """Of the memory that is available so much may be used: other programs also live."""
-
-LARGE = 50_000_000
-"""Parameters from which on the allocator would not keep a step's gradients by itself."""
 
 WHAT_HELPS = (
     "What helps, the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter "
@@ -73,12 +69,6 @@ def decide_micro_batch(
             f"training.micro_batch_size=1 tries it all the same"
         )
     return Fit(micro, here + needed, here + available)
-
-
-def settle_allocator(model: nn.Module, device: torch.device) -> None:
-    """Before the first step of a large model on a CPU: what a step frees is kept for the next."""
-    if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > LARGE:
-        keep_freed_memory()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gptlab.data.batch import Batch, Rows, rows_of_step, steps_per_epoch
 from gptlab.device import Precision, autocast, peak_memory
 from gptlab.errors import Interrupted, MemoryLimitError, TrainingStopped
+from gptlab.kernels import buffers
 from gptlab.kernels.layers import fast_layers
 from gptlab.objectives.base import Objective, means
 from gptlab.training.length import Length
@@ -149,6 +150,8 @@ def gradients(engine: Engine, batch: Batch) -> dict[str, Tensor]:
     """
     while True:
         try:
+            for parameter in engine.optimizer.parameters:
+                buffers.give(parameter.grad)
             engine.optimizer.zero_grad()
             totals: dict[str, Tensor] = {}
             with fast_layers():

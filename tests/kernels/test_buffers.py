@@ -1,0 +1,91 @@
+"""Memory that is kept from step to step never shows in a number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gptlab.data.batch import make_batch
+from gptlab.device import Precision
+from gptlab.kernels import buffers
+from gptlab.model.gpt import GPT, GPTShape
+from gptlab.objectives.language import LanguageObjective
+from gptlab.training import loop
+from gptlab.training.loop import Engine, descend, gradients
+from gptlab.training.optimizer import Optimizer, OptimizerSettings
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(buffers, "LARGE", 1)
+    monkeypatch.setattr(buffers, "_kept", buffers._Kept())
+
+
+def steps(tie_head: bool, precision: torch.dtype, micro_batch_size: int) -> dict[str, torch.Tensor]:
+    """The gradients of the fourth step of a small model."""
+    torch.manual_seed(0)
+    model = GPT(GPTShape(60, context=8, n_layer=1, n_head=2, n_embd=16, tie_head=tie_head))
+    optimizer = Optimizer(model, OptimizerSettings(kind="adamw", learning_rate=1e-2))
+    engine = Engine(
+        model, LanguageObjective(), optimizer, torch.device("cpu"), Precision("", precision, ""), micro_batch_size, 1.0
+    )
+    for _ in range(4):
+        tokens = torch.randint(60, (6, 9))
+        gradients(engine, make_batch(tokens[:, :-1], tokens[:, 1:], torch.arange(6)))
+        descend(engine)
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("tie_head", [True, False])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("micro_batch_size", [6, 2])
+def test_steps_are_those_of_torchs_own_embedding(monkeypatch, tie_head, precision, micro_batch_size):
+    ours = steps(tie_head, precision, micro_batch_size)
+    assert buffers._kept.zeros
+    monkeypatch.setattr(buffers, "LARGE", 2**60)  # nothing is kept
+    monkeypatch.setattr(buffers, "_kept", buffers._Kept())
+    expected = steps(tie_head, precision, micro_batch_size)
+    assert not buffers._kept.zeros
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_what_was_given_is_taken_once():
+    given = torch.ones(3, 5)
+    buffers.give(given)
+    assert buffers.take(torch.Size([3, 4])).data_ptr() != given.data_ptr()
+    assert buffers.take(torch.Size([3, 5])) is given
+    assert buffers.take(torch.Size([3, 5])) is not given
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_what_has_no_memory_is_not_kept():
+    with FakeTensorMode():
+        buffers.give(torch.ones(3, 5))
+    buffers.give(torch.ones(3, 5, dtype=torch.bfloat16))
+    buffers.give(torch.ones(5, 3).t())
+    buffers.give(None)
+    assert not buffers._kept.spare
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_an_embedding_alone():
+    weight = torch.randn(11, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for ids in (torch.tensor([[1, 2], [2, 7]]), torch.tensor([[3, 3], [0, 10]])):
+        weight.grad = None
+        rows = buffers.Embedding.apply(ids, weight)
+        assert torch.equal(rows, weight[ids])
+        (rows * torch.arange(1.0, 5.0)).sum().backward()
+        expected = torch.bincount(ids.flatten(), minlength=11)[:, None] * torch.arange(1.0, 5.0)
+        assert torch.equal(weight.grad, expected)
+        assert weight.grad is not buffers._kept.zeros[weight.shape][0]
+
+
+def test_the_loop_gives_its_large_gradients(monkeypatch):
+    given = []
+    monkeypatch.setattr(loop.buffers, "give", given.append)
+    steps(tie_head=True, precision=torch.float32, micro_batch_size=6)
+    assert any(tensor is not None and tensor.shape == (60, 16) for tensor in given)
