@@ -7,6 +7,7 @@ GPT-2 small's size 300 MB of them, a seventh of the step.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,54 +19,61 @@ LARGE = 2**25
 
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.spare: dict[torch.Size, Tensor] = {}
-        self.zeros: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        self.heads: dict[int, Tensor | None] = {}
+        """By the address of an output layer's weight: memory for its gradient, where there is some."""
+        self.zeros: dict[int, tuple[Tensor, Tensor]] = {}
+        """By the address of an embedding that is also an output layer: zeros, but for these rows."""
 
 
 _kept = _Kept()
 
 
-def give(tensor: Tensor | None) -> None:
-    """A float32 gradient that nobody needs any more: the next `take` of its shape has its memory."""
-    if tensor is not None and _is_large(tensor) and tensor.is_contiguous():
-        _kept.spare[tensor.shape] = tensor
+def gradient_of_head(weight: Tensor) -> Tensor:
+    """Uninitialized memory for the gradient of an output layer (vocabulary, width), float32 on the CPU."""
+    spare = _kept.heads.get(weight.data_ptr()) if _is_large(weight) else None
+    if _is_large(weight):
+        _kept.heads[weight.data_ptr()] = None
+    return torch.empty(weight.shape) if spare is None or spare.shape != weight.shape else spare
 
 
-def take(shape: torch.Size) -> Tensor:
-    """An uninitialized float32 tensor on the CPU."""
-    spare = _kept.spare.pop(shape, None)
-    return torch.empty(shape) if spare is None else spare
+def give_back(parameter: Tensor) -> None:
+    """The parameter's gradient is not needed any more: if it is an output layer's, the next has its memory."""
+    gradient = parameter.grad
+    if gradient is not None and gradient.is_contiguous() and _is_head(parameter):
+        _kept.heads[parameter.data_ptr()] = gradient
 
 
-def _is_large(tensor: Tensor) -> bool:
-    real = type(tensor) is Tensor  # a traced step's tensors have no memory to give
-    return real and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.nbytes >= LARGE
+def _is_large(weight: Tensor) -> bool:
+    real = type(weight) in (Tensor, torch.nn.Parameter)  # a traced step's tensors have no memory
+    return real and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.nbytes >= LARGE
+
+
+def _is_head(weight: Tensor) -> bool:
+    return _is_large(weight) and weight.data_ptr() in _kept.heads
 
 
 class Embedding(torch.autograd.Function):
-    """Rows of `weight` (vocabulary, width) by ids (…), whose gradient, nearly all of it zero, is written into memory of
-    which only the rows of the step before have to be cleared."""
+    """Rows of `weight` (vocabulary, width) by ids (…). Where the weight is an output layer too, autograd adds this
+    gradient, nearly all of it zero, to the head's: it lies in memory of which only the rows of the step before have
+    to be cleared."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, ids: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.shape = weight.shape  # type: ignore[attr-defined]
+        ctx.weight = weight
         return torch.embedding(weight, ids)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, d_rows: Tensor) -> tuple[None, Tensor]:
-        (ids,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        shape = ctx.shape  # type: ignore[attr-defined]
-        ids = ids.flatten()
-        if shape in _kept.zeros:
-            d_weight, written = _kept.zeros.pop(shape)
-            d_weight.index_fill_(0, written, 0.0)
+    def backward(ctx: Any, d_rows: Tensor) -> tuple[None, Tensor]:
+        ids = ctx.saved_tensors[0].flatten()
+        tied = _is_head(ctx.weight)
+        kept = _kept.zeros.pop(ctx.weight.data_ptr(), None) if tied else None
+        if kept is not None and kept[0].shape == ctx.weight.shape:
+            d_weight = kept[0].index_fill_(0, kept[1], 0.0)
         else:
-            d_weight = torch.zeros(shape)
-        d_weight.index_add_(0, ids, d_rows.flatten(0, -2).float())
-        if _is_large(d_weight):
-            # Autograd adds what it is given to the head's gradient where they share a weight; where not, it copies
-            # what somebody else still holds.
-            _kept.zeros[shape] = d_weight, ids
+            d_weight = torch.zeros_like(ctx.weight)
+        d_weight.index_add_(0, ids, d_rows.flatten(0, -2).to(d_weight.dtype))
+        if tied:
+            _kept.zeros[ctx.weight.data_ptr()] = d_weight, ids
         return None, d_weight

@@ -185,7 +185,7 @@ def _fused_head(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole in one kernel: losses (n,), and d_hidden and d_weight in float32, empty where they are not needed."""
     d_hidden = torch.empty(hidden.shape if need_hidden else 0)
-    d_weight = buffers.take(weight.shape) if need_weight else torch.empty(0)
+    d_weight = buffers.gradient_of_head(weight) if need_weight else torch.empty(0)
     losses = fused_head.cross_entropy(
         hidden, weight.float(), targets, None if weights is None else weights.float().contiguous(),
         d_hidden=d_hidden if need_hidden else None, d_weight=d_weight if need_weight else None,

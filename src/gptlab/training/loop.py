@@ -151,7 +151,7 @@ def gradients(engine: Engine, batch: Batch) -> dict[str, Tensor]:
     while True:
         try:
             for parameter in engine.optimizer.parameters:
-                buffers.give(parameter.grad)
+                buffers.give_back(parameter)
             engine.optimizer.zero_grad()
             totals: dict[str, Tensor] = {}
             with fast_layers():
