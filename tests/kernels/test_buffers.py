@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,8 +23,8 @@ def everything_is_large(monkeypatch):
     monkeypatch.setattr(buffers, "_kept", buffers._Kept())
 
 
-def steps(tie_head: bool, precision: torch.dtype, micro_batch_size: int) -> dict[str, torch.Tensor]:
-    """The gradients of the fourth step of a small model."""
+def steps(tie_head: bool, precision: torch.dtype, micro_batch_size: int) -> GPT:
+    """A small model after four steps, with the gradients of the fourth."""
     torch.manual_seed(0)
     model = GPT(GPTShape(60, context=8, n_layer=1, n_head=2, n_embd=16, tie_head=tie_head))
     optimizer = Optimizer(model, OptimizerSettings(kind="adamw", learning_rate=1e-2))
@@ -33,7 +35,7 @@ def steps(tie_head: bool, precision: torch.dtype, micro_batch_size: int) -> dict
         tokens = torch.randint(60, (6, 9))
         gradients(engine, make_batch(tokens[:, :-1], tokens[:, 1:], torch.arange(6)))
         descend(engine)
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return model
 
 
 @pytest.mark.usefixtures("everything_is_large")
@@ -47,8 +49,8 @@ def test_steps_are_those_of_torchs_own_embedding(monkeypatch, tie_head, precisio
     monkeypatch.setattr(buffers, "_kept", buffers._Kept())
     expected = steps(tie_head, precision, micro_batch_size)
     assert not buffers._kept.zeros
-    for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=0)
+    for mine, its in zip(ours.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("everything_is_large")
@@ -97,3 +99,13 @@ def test_a_steps_gradient_lies_where_the_last_ones_lay(monkeypatch):
     monkeypatch.setattr(buffers, "gradient_of_head", noting)
     steps(tie_head=True, precision=torch.bfloat16, micro_batch_size=6)
     assert places == [places[0]] * 4
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_what_is_kept_goes_with_the_model():
+    model = steps(tie_head=True, precision=torch.bfloat16, micro_batch_size=6)
+    assert bool(buffers._kept.heads) == bool(buffers._kept.zeros) == fused_head.supported()
+    del model
+    gc.collect()
+    assert not buffers._kept.heads
+    assert not buffers._kept.zeros

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 LARGE = 2**25
 """Bytes from which on glibc keeps nothing that is freed (DEFAULT_MMAP_THRESHOLD_MAX in its malloc.c)."""
@@ -19,10 +20,10 @@ LARGE = 2**25
 
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.heads: dict[int, Tensor | None] = {}
-        """By the address of an output layer's weight: memory for its gradient, where there is some."""
-        self.zeros: dict[int, tuple[Tensor, Tensor]] = {}
-        """By the address of an embedding that is also an output layer: zeros, but for these rows."""
+        self.heads = WeakTensorKeyDictionary()
+        """By an output layer's weight: memory for its gradient, or None where it is in use. Gone with the weight."""
+        self.zeros = WeakTensorKeyDictionary()
+        """By an embedding that is also an output layer: zeros, and the rows of them that are not zero any more."""
 
 
 _kept = _Kept()
@@ -30,17 +31,18 @@ _kept = _Kept()
 
 def gradient_of_head(weight: Tensor) -> Tensor:
     """Uninitialized memory for the gradient of an output layer (vocabulary, width), float32 on the CPU."""
-    spare = _kept.heads.get(weight.data_ptr()) if _is_large(weight) else None
+    spare: Tensor | None = None
     if _is_large(weight):
-        _kept.heads[weight.data_ptr()] = None
-    return torch.empty(weight.shape) if spare is None or spare.shape != weight.shape else spare
+        spare = _kept.heads.get(weight)
+        _kept.heads[weight] = None
+    return torch.empty(weight.shape) if spare is None else spare
 
 
 def give_back(parameter: Tensor) -> None:
     """The parameter's gradient is not needed any more: if it is an output layer's, the next has its memory."""
     gradient = parameter.grad
     if gradient is not None and gradient.is_contiguous() and _is_head(parameter):
-        _kept.heads[parameter.data_ptr()] = gradient
+        _kept.heads[parameter] = gradient
 
 
 def _is_large(weight: Tensor) -> bool:
@@ -49,7 +51,7 @@ def _is_large(weight: Tensor) -> bool:
 
 
 def _is_head(weight: Tensor) -> bool:
-    return _is_large(weight) and weight.data_ptr() in _kept.heads
+    return _is_large(weight) and weight in _kept.heads
 
 
 class Embedding(torch.autograd.Function):
@@ -68,12 +70,12 @@ class Embedding(torch.autograd.Function):
     def backward(ctx: Any, d_rows: Tensor) -> tuple[None, Tensor]:
         ids = ctx.saved_tensors[0].flatten()
         tied = _is_head(ctx.weight)
-        kept = _kept.zeros.pop(ctx.weight.data_ptr(), None) if tied else None
-        if kept is not None and kept[0].shape == ctx.weight.shape:
-            d_weight = kept[0].index_fill_(0, kept[1], 0.0)
+        if tied and ctx.weight in _kept.zeros:
+            d_weight, written = _kept.zeros[ctx.weight]
+            d_weight.index_fill_(0, written, 0.0)
         else:
             d_weight = torch.zeros_like(ctx.weight)
         d_weight.index_add_(0, ids, d_rows.flatten(0, -2).to(d_weight.dtype))
         if tied:
-            _kept.zeros[ctx.weight.data_ptr()] = d_weight, ids
+            _kept.zeros[ctx.weight] = d_weight, ids
         return None, d_weight
