@@ -80,7 +80,8 @@ def train_recipe(
 
     data = prepare(recipe, progress)
     progress.table("data", *sources_table(data))
-    peak_flops = measure_peak_flops(place, precision.dtype)
+    with float32_products(place, kept.get("float32_products")) as products:  # the peak of those that training takes
+        peak_flops = measure_peak_flops(place, precision.dtype)
     recipe = choose_size(
         recipe, tokens=data.corpus.train.count, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops
     )
@@ -102,7 +103,7 @@ def train_recipe(
     with (
         run.lock(),
         deterministic(recipe.training.deterministic),
-        float32_products(place, kept.get("float32_products")) as products,
+        float32_products(place, products),
         kernels(
             TRAINING_KERNELS[precision.dtype] if place.type == "cpu" else (), kept.get("kernels"), progress.say
         ) as written_in,
