@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptlab.kernels import native, tiles
-from gptlab.kernels.tiles import address, check, scratch
+from gptlab.kernels.tiles import check, scratch
 
 
 def supported() -> bool:
@@ -70,10 +70,10 @@ def cross_entropy(
     kernel = _kernel()
     hidden = hidden.bfloat16()
     tensors = (hidden, weight, targets, weights, losses, d_hidden, d_weight)
-    addresses = [address(tensor) for tensor in tensors]
+    addresses = [native.pointer(tensor) for tensor in tensors]
     sizes = (len(targets), vocabulary, width, torch.get_num_threads())
     memory = scratch(kernel(*addresses, *sizes, None))
-    kernel(*addresses, *sizes, memory.data_ptr())
+    kernel(*addresses, *sizes, native.pointer(memory))
     return losses
 
 

@@ -63,6 +63,6 @@ def _elementwise(which: str, *inputs: Tensor) -> Tensor:
     inputs = tuple(tensor.contiguous() for tensor in inputs)
     result = torch.empty_like(inputs[0])
     function = getattr(native.library("gelu"), f"gelu_{which}_{DTYPES[result.dtype]}")
-    addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*inputs, result)]
+    addresses = map(native.pointer, (*inputs, result))
     function(*addresses, ctypes.c_int64(result.numel()), torch.get_num_threads())
     return result

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptlab.kernels import native, tiles
-from gptlab.kernels.tiles import address, check, scratch
+from gptlab.kernels.tiles import check, scratch
 
 FEWEST_ROWS, FEWEST_PRODUCTS = 256, 2**27
 """Rows (n) and n · in · out from which a layer is the kernel's: below, its calls and the weights' packing make it up to
@@ -173,4 +173,4 @@ def _call(name: str, n: int, weight: Tensor, *tensors: Tensor | None) -> None:
     size = library.linear_scratch_bytes
     size.restype = ctypes.c_int64
     memory = scratch(size(*sizes))
-    library[name](*sizes, *(ctypes.c_void_p(address(tensor)) for tensor in (memory, *tensors)))
+    library[name](*sizes, *map(native.pointer, (memory, *tensors)))

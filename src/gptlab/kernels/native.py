@@ -24,10 +24,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from gptlab.hub import cache_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 """No -ffast-math: infinities and NaNs must come out as torch gives them. No errno and no traps, or no loop over an
@@ -76,6 +80,11 @@ def kernels(names: Sequence[str], kept: str | None, say: Callable[[str], None]) 
         say(f"the C++ kernels: {missing}; torch does their work, more slowly{again}")
     with torch_only(missing):
         yield "torch" if missing else "C++"
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where the tensor's elements begin; a null pointer for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 @functools.cache

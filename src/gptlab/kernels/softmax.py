@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gptlab.kernels import native
+from gptlab.kernels.native import pointer
 
 BLOCK_ELEMENTS = 2**22
 """Logits that the torch path converts at once on a CPU: 16 MiB, so that its temporaries stay in the cache."""
@@ -40,8 +41,8 @@ def _softmax_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, gradi
     targets = targets.contiguous()
     weights = None if weights is None else weights.to(torch.float32).contiguous()
     getattr(library, _NATIVE[logits.dtype])(
-        _pointer(logits), ctypes.c_int64(rows), ctypes.c_int64(vocabulary), _pointer(targets), _pointer(weights),
-        _pointer(losses), int(gradient), _pointer(scratch), threads,
+        pointer(logits), ctypes.c_int64(rows), ctypes.c_int64(vocabulary), pointer(targets), pointer(weights),
+        pointer(losses), int(gradient), pointer(scratch), threads,
     )  # fmt: skip
     return losses
 
@@ -52,10 +53,6 @@ def _(logits: Tensor, targets: Tensor, weights: Tensor | None, gradient: bool) -
 
 
 _NATIVE = {torch.float32: "softmax_loss_float32", torch.bfloat16: "softmax_loss_bfloat16"}
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def torch_softmax_loss_(logits: Tensor, targets: Tensor, weights: Tensor | None, *, gradient: bool) -> Tensor:

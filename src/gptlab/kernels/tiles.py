@@ -30,11 +30,6 @@ def check(name: str, tensor: Tensor | None, shape: tuple[int, ...], *dtypes: tor
         raise ValueError(f"{name} is {found}; the kernel wants {wanted} {tuple(shape)} on the CPU, contiguous")
 
 
-def address(tensor: Tensor | None) -> int | None:
-    """Where the tensor's elements begin; None, a null pointer, for none."""
-    return None if tensor is None else tensor.data_ptr()
-
-
 _kept = threading.local()
 
 

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "numbers.h"
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -84,22 +86,8 @@ inline float sum(vec v) {
     return total;
 }
 
-// e^x to 1 unit in the last place for x <= 88; below -87.3 it is 1.2e-38. x = n ln 2 + r, |r| <= ln 2 / 2, the
-// polynomial is Cephes' expf (Moshier).
-inline vec exp(vec x) {
-    x = x < -87.3f ? all(-87.3f) : x;
-    const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const vec n = shifted - 12582912.0f;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
-}
+// Of x <= 88; below -87.3 it is 1.2e-38.
+inline vec exp(vec x) { return exp_of<vec, ivec>(x < -87.3f ? all(-87.3f) : x); }
 
 // x/2 (1 + tanh u) = x / (1 + e^-2u) with u = sqrt(2/pi) (x + 0.044715 x^3): Hendrycks and Gimpel (2016).
 inline vec gelu(vec x) {

@@ -64,7 +64,7 @@ def _is_given(recipe: Recipe, key: str) -> bool:
 
 def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree:
     """What the depth of least predicted loss brings with it; `budget` in floating-point operations."""
-    best: tuple[float, int, float] | None = None
+    candidates = []
     for depth in DEPTHS:
         settings = ModelSettings(
             n_layer=depth, n_head=depth, n_embd=64 * depth, context=recipe.model.numbers()["context"],
@@ -73,11 +73,8 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
         with torch.device("meta"):  # shapes without memory
             model = build_model(settings, vocab_size)
         seen = budget / flops_per_token(model)
-        loss = predicted_loss(sum(p.numel() for p in model.h.parameters()), seen, tokens)
-        if best is None or loss < best[0]:
-            best = loss, depth, seen
-    assert best is not None
-    _, depth, seen = best
+        candidates.append((predicted_loss(sum(p.numel() for p in model.h.parameters()), seen, tokens), depth, seen))
+    _, depth, seen = min(candidates)
     return {
         "model": {"n_layer": depth, "n_head": depth, "n_embd": 64 * depth, "dropout": _dropout(seen / tokens)},
         "training": {"batch_size": 32},
