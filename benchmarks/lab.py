@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from models import Shape, own_folder, random_ids, token_file
 
 if TYPE_CHECKING:
+    from gptlab.model.gpt import GPT
     from gptlab.training.fit import Fit
 
 BATCHES = 64
@@ -47,13 +48,13 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     from gptlab.data.batch import rows_of_step
     from gptlab.data.windows import TrainingWindows
     from gptlab.device import measure_peak_flops, pick_precision
-    from gptlab.model.build import build_model
     from gptlab.objectives.language import LanguageObjective
     from gptlab.settings import build
     from gptlab.training.fit import decide_micro_batch
     from gptlab.training.loop import Engine, descend, gradients
     from gptlab.training.optimizer import Optimizer
     from gptlab.training.recipe import Recipe
+    from gptlab.training.start import outline
 
     tree = {
         "name": "benchmark",
@@ -71,14 +72,14 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     windows = TrainingWindows(token_file(own_folder() / "train.tokens", ids, shape.vocab_size), shape.context, seed=0)
     measure_peak_flops(place, precision.dtype)  # as a run does, for the memory that it leaves behind
     objective = LanguageObjective()
-    fit = decide_micro_batch(
-        recipe, shape.vocab_size, len(windows), objective, device=place, precision=precision, kept=None
-    )
+
+    def make_model() -> GPT:
+        return outline(recipe, shape.vocab_size, None)
+
+    fit = decide_micro_batch(recipe, make_model, windows, objective, device=place, precision=precision, kept=None)
     as_in_a_run(device)
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, shape.vocab_size)
-    model.activation_checkpointing = recipe.training.activation_checkpointing
-    model.to(place).train()
+    model = make_model().to(place).train()
     engine = Engine(
         model=model,
         objective=objective,

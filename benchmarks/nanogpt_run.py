@@ -93,7 +93,7 @@ def make_nanogpt(recipe: Recipe, vocab_size: int, folder: str) -> Any:
 
 def backward(compiled: Any, recipe: Recipe, data: Prepared) -> Callable[[], None]:
     """What adds the gradients of one batch of random windows (its get_batch, as one index into the memory map)."""
-    ids, context = np.asarray(data.corpus.train.tokens), data.rows.context  # indexing np.memmap itself is slower
+    ids, context = np.asarray(data.rows.file.tokens), data.rows.context  # indexing np.memmap itself is slower
     precision = pick_precision(recipe.training.precision, CPU)
 
     def gradients() -> None:

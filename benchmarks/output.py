@@ -18,7 +18,8 @@ from typing import Any
 HERE = Path(__file__).parent
 
 PACKAGES = (
-    "gptlab", "torch", "numpy", "transformers", "ctranslate2", "liger-kernel", "tokenizers", "tiktoken"
+    "gptlab", "torch", "numpy", "transformers", "ctranslate2", "liger-kernel", "tokenizers", "tiktoken",
+    "bitsandbytes",
 )  # fmt: skip
 
 ENVIRONMENT = (

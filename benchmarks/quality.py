@@ -48,7 +48,7 @@ def compare_rates(options: argparse.Namespace) -> None:
         **recipe.model.numbers(), "dropout": recipe.model.dropout, "tie_head": recipe.model.tie_head,
         "batch_size": recipe.training.batch_size, "precision": recipe.training.precision, "seed": recipe.seed,
     }  # fmt: skip
-    checksums: dict[str, str] = {name: file.checksum for name, file in data.corpus.files.items()}
+    checksums = dict(data.fingerprints)
     setting = {
         "runs": f"{recipe.name}, {', '.join(f'{k} {v}' for k, v in chosen.items())}, {options.minutes:g} minutes",
         "text": comparable(checksums, data.rows.context, recipe.validation.sampled_rows),

@@ -112,7 +112,7 @@ def test_a_result_says_where_and_with_what_it_was_made(toy: Any) -> None:
     assert {"what", "date", "commit", "environment"} <= result.keys()
 
 
-@pytest.mark.parametrize("name", ["generation", "head", "memory", "start", "text", "training"])
+@pytest.mark.parametrize("name", ["generation", "head", "memory", "start", "text", "training", "tuning"])
 def test_help_names_the_options_that_all_have(name: str) -> None:
     words = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"]
     shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -129,6 +129,7 @@ def test_help_names_the_options_that_all_have(name: str) -> None:
         ("memory", ["ours"], {"predicted_megabytes", "error", "grown_error"}),
         ("start", ["gptlab"], set()),
         ("text", ["ours"], {"cpu_milliseconds_per_megabyte"}),
+        ("tuning", ["AdamW", "rank 8", "full"], {"loss", "steps", "trainable"}),
     ],
 )
 def test_quick(name: str, only: list[str], facts: set[str], tmp_path: Path) -> None:
@@ -141,6 +142,37 @@ def test_quick(name: str, only: list[str], facts: set[str], tmp_path: Path) -> N
     for each in (each for variants in measured for each in variants.values()):
         assert {"median", "least", "most", "peak_megabytes", "times_as_fast", "readings"} | facts <= each.keys()
         assert each["median"] > 0
+
+
+def test_the_order_of_memory_is_judged_as_it_was_reported() -> None:
+    code = """if 1:
+        import json, tuning
+        reported = {name: tuning.compare(name, memory) for name, memory in tuning.REPORTED.items()}
+        equal = {name: tuning.compare(name, dict.fromkeys(memory, 1.0)) for name, memory in tuning.REPORTED.items()}
+        print(json.dumps([reported, equal, tuning.compare("ranks", {"full": 2, "rank 16": 1})]))"""
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    shown = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True).stdout
+    reported, equal, two = json.loads(shown)
+    assert {name: len(order) for name, order in reported.items()} == {"optimizers": 4, "ranks": 4}
+    assert all(all(order.values()) for order in reported.values())
+    for order in equal.values():
+        assert all(came_out == ("=" in relation) for relation, came_out in order.items())
+    assert two == {"full > rank 16": True}
+
+
+@pytest.mark.slow
+def test_tuning_says_what_a_large_model_took_of_its_limits(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    result = result_of(BENCHMARKS / "tuning.py", "--quick", "--large", "--cases", "large", out=out)
+    assert {name: each["limit"] for name, each in result["limits"].items()} == {
+        "full, 8-bit state": 14, "LoRA rank 8": 14, "reading": 12
+    }  # fmt: skip
+    variants = result["cases"]["large"]["variants"]
+    for name, each in result["limits"].items():
+        assert each["gib"] == pytest.approx(variants[f"ours {name}"]["peak_megabytes"] * 1e6 / 2**30, rel=1e-3)
+        assert each["fits"]
+    assert variants["ours LoRA rank 8"]["trainable"] == 2 * 8 * sum((32 + 96, 32 + 32, 32 + 128, 128 + 32))  # in + out
+    assert str(tmp_path) not in json.dumps({**result, "command": ""})
 
 
 @pytest.mark.slow

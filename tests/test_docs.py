@@ -113,25 +113,36 @@ def test_the_floors_in_architecture_md_are_those_the_test_keeps() -> None:
 # formats.md: recipes
 
 
-def sections(cls: type[Section] = Recipe, path: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """(how a recipe writes it, its class) of each section: "[model]", "[[data.sources]]"."""
+def sections(cls: type[Section] = Recipe, path: str = "", of: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """(how a recipe writes it, its class) of each section: "[model]", "[[data.sources]]"; of several kinds the second
+    and later ones as `[data] kind = "dialogues"`, and so what stands in them, where it has other keys."""
     for name, field in cls.model_fields.items():
-        inner, many = section_in(field.annotation)
-        if inner is not None:
+        kinds = list(sections_in(field.annotation))
+        for number, (inner, many) in enumerate(kinds):
+            kind = f' kind = "{inner.model_fields["kind"].default}"' if number else of
             place = f"{path}{field.alias or name}"
-            yield (f"[[{place}]]" if many else f"[{place}]"), inner
-            yield from sections(inner, f"{place}.")
+            yield (f"[[{place}]]" if many else f"[{place}]") + kind, inner
+            yield from sections(inner, f"{place}.", kind)
 
 
-def section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """The section in `X`, `X | None` or `tuple[X, ...]`, and whether it is in a tuple."""
+def told_sections() -> list[tuple[str, type[Section]]]:
+    """Those that formats.md has a table for: what stands in a second kind only where its keys are others."""
+    found = dict(sections())
+    first = {place: found.get(place.partition(" ")[0]) for place in found}
+    return [
+        (place, cls)
+        for place, cls in found.items()
+        if " " not in place or place.startswith("[data]") or set(cls.model_fields) != set(first[place].model_fields)
+    ]
+
+
+def sections_in(annotation: Any, many: bool = False) -> Iterator[tuple[type[Section], bool]]:
+    """The sections in `X`, `X | Y`, `X | None` or `tuple[X, ...]`, and whether they are in a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation, False
+        yield annotation, many
+        return
     for part in get_args(annotation):
-        inner, many = section_in(part)
-        if inner is not None:
-            return inner, many or getattr(annotation, "__origin__", None) is tuple
-    return None, False
+        yield from sections_in(part, many or getattr(annotation, "__origin__", None) is tuple)
 
 
 def documented() -> dict[str, dict[str, tuple[str, str]]]:
@@ -153,14 +164,15 @@ def words_of(annotation: Any) -> set[str]:
 def expected(field: Any) -> str:
     if field.is_required():
         return "required"
-    return "–" if field.default is None else field.default
+    default = field.get_default(call_default_factory=True)
+    return "–" if default is None else default
 
 
-@pytest.mark.parametrize(("section", "cls"), [(TOP, Recipe), *sections()], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("section", "cls"), [(TOP, Recipe), *told_sections()], ids=lambda value: str(value)[:40])
 def test_formats_md_names_every_key_of_a_recipe_with_its_default(section: str, cls: type[Section]) -> None:
     table = documented()[section]
     fields = {field.alias or name: field for name, field in cls.model_fields.items()}
-    own_heading = {name for name, field in fields.items() if section_in(field.annotation)[0]}
+    own_heading = {name for name, field in fields.items() if list(sections_in(field.annotation))}
     assert set(table) | own_heading == set(fields)
     for key, (default, meaning) in table.items():
         if default.startswith("`"):
@@ -172,7 +184,7 @@ def test_formats_md_names_every_key_of_a_recipe_with_its_default(section: str, c
 
 
 def test_formats_md_names_no_section_that_is_not_there() -> None:
-    assert set(documented()) == {TOP, *dict(sections())}
+    assert set(documented()) == {TOP, *dict(told_sections())}
 
 
 def test_the_recipe_in_formats_md_is_one() -> None:

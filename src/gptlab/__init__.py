@@ -15,29 +15,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptlab.errors import GptlabError, UserError
+    from gptlab.evaluation.answers import Answer, answer
+    from gptlab.evaluation.conversation import Conversation
     from gptlab.evaluation.samples import complete
+    from gptlab.export.export import export_model
     from gptlab.generation.sampling import Sampling
-    from gptlab.lab import prepare, train
+    from gptlab.lab import evaluate, prepare, train
     from gptlab.model.gpt import GPT, GPTShape
     from gptlab.report.report import write_report
     from gptlab.run.open import OpenModel, open_model
     from gptlab.run.run import Run
+    from gptlab.text.dialogue import Message, Template
     from gptlab.text.tokenizer import Tokenizer
+    from gptlab.training.evaluate import Evaluation
     from gptlab.training.recipe import Recipe, load_recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "evaluation.answers",
+    "Conversation": "evaluation.conversation",
+    "Evaluation": "training.evaluate",
     "GPT": "model.gpt",
     "GPTShape": "model.gpt",
     "GptlabError": "errors",
+    "Message": "text.dialogue",
     "OpenModel": "run.open",
     "Recipe": "training.recipe",
     "Run": "run.run",
     "Sampling": "generation.sampling",
+    "Template": "text.dialogue",
     "Tokenizer": "text.tokenizer",
     "UserError": "errors",
+    "answer": "evaluation.answers",
     "complete": "evaluation.samples",
+    "evaluate": "lab",
+    "export_model": "export.export",
     "load_recipe": "training.recipe",
     "open_model": "run.open",
     "prepare": "lab",
@@ -47,16 +60,24 @@ _HOMES = {
 
 __all__ = [
     "GPT",
+    "Answer",
+    "Conversation",
+    "Evaluation",
     "GPTShape",
     "GptlabError",
+    "Message",
     "OpenModel",
     "Recipe",
     "Run",
     "Sampling",
+    "Template",
     "Tokenizer",
     "UserError",
     "__version__",
+    "answer",
     "complete",
+    "evaluate",
+    "export_model",
     "load_recipe",
     "open_model",
     "prepare",

@@ -23,7 +23,10 @@ VERBS = {
     "recipes": "The recipes that ship: list, show, copy.",
     "prepare": "Text → tokens on disk; what each source gave; one row shown.",
     "train": "Train a recipe; the same command continues an unfinished run.",
+    "evaluate": "Scores on held-out text or dialogues.",
     "generate": "Write on from a prompt.",
+    "chat": "Talk with a model, or with two side by side.",
+    "export": "A folder for transformers, PEFT or llama.cpp; the hub.",
     "report": "A run's report as one HTML page, Markdown and plots.",
 }
 """Each verb is the function of its name in commands/NAME.py; the words are its line in `gptlab --help`."""

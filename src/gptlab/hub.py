@@ -1,4 +1,4 @@
-"""The Hugging Face hub: a name there → a folder here. And the folder where the lab keeps what it made itself.
+"""The Hugging Face hub: a name there → a folder here, and back. And the folder where the lab keeps what it made itself.
 
 With data/sources.py it is the only code that uses the network. Where the hub is (HF_ENDPOINT), where its files are
 kept (HF_HOME), with which token they are asked for and whether the network may be used at all (HF_HUB_OFFLINE) is
@@ -58,6 +58,57 @@ def resolve_revision(repo: str, *, revision: str | None = None, kind: Kind = "mo
     if found is None:
         raise GptlabError(f"the hub does not say which commit of {repo} it has")
     return found
+
+
+def check_upload(repo: str) -> None:
+    """UserError where `upload_folder` cannot begin: `repo` is no OWNER/NAME, or the package or a token is missing."""
+    if not (is_hub_name(repo) and "/" in repo):
+        raise UserError(f"{repo!r} is no name for a model on the hub; it is to be OWNER/NAME")
+    with _upload_errors(repo):
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            raise UserError(f"{repo}: the hub takes uploads from those it knows: run `hf auth login`, or set HF_TOKEN")
+
+
+def upload_folder(folder: Path, repo: str, *, replaces: Sequence[str] = ()) -> str:
+    """Puts the files of `folder` into the model repository `repo` (OWNER/NAME) in one commit; its address.
+
+    Where there is no such repository it is made, and private. Of the files there, those that match `replaces` (names or
+    patterns) and are not in `folder` go: a reader would mix the old model's files with the new one's. UserError as
+    `check_upload` and where the token may not write there; GptlabError where the hub cannot be reached.
+    """
+    check_upload(repo)
+    with _upload_errors(repo):
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        address = api.create_repo(repo, private=True, exist_ok=True)
+        old = list(replaces) or None
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by gptlab", delete_patterns=old)
+    return str(address)
+
+
+@contextmanager
+def _upload_errors(repo: str) -> Iterator[None]:
+    """Whatever goes wrong while uploading becomes one message that names `repo`."""
+    try:
+        from huggingface_hub import constants, errors
+    except ImportError as error:
+        raise UserError("uploading to the hub needs: pip install 'gptlab[hub]'") from error
+    try:
+        yield
+    except GptlabError:
+        raise
+    except Exception as error:  # as in hub_errors
+        response = error.response if isinstance(error, errors.HfHubHTTPError) else None
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if response is not None and response.status_code in (401, 403):
+            raise UserError(
+                f"{repo}: the hub at {constants.ENDPOINT} does not let this token write there: {reason}; run `hf auth "
+                "login` with a token that may"
+            ) from error
+        raise GptlabError(f"{repo} could not be uploaded to the hub at {constants.ENDPOINT}: {reason}") from error
 
 
 @contextmanager

@@ -9,10 +9,12 @@ from pathlib import Path
 from gptlab.report.report import write_report
 from gptlab.run.run import Run
 from gptlab.training.assemble import train_recipe
+from gptlab.training.evaluate import evaluate_model
 from gptlab.training.prepare import Prepared
 from gptlab.training.prepare import prepare as prepare_recipe
 from gptlab.training.progress import Progress, make_progress
 from gptlab.training.recipe import Recipe, load_recipe
+from gptlab.training.start import find_start
 
 
 def train(
@@ -54,14 +56,19 @@ def train(
     return run
 
 
+evaluate = evaluate_model
+
+
 def prepare(
     recipe: str | Path | Recipe,
     *changes: str,
     variant: str | None = None,
     data: Sequence[str] = (),
+    runs: str | Path = "runs",
     progress: Progress | None = None,
 ) -> Prepared:
-    """Tokenizes a recipe's text, as training does when it is missing: tokenizer, corpus, rows."""
+    """Tokenizes a recipe's text, as training does when it is missing: tokenizer, template, rows."""
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, *changes, variant=variant, data=data)
-    return prepare_recipe(recipe, progress or make_progress())
+    start, recipe = find_start(recipe, None, Path(runs))
+    return prepare_recipe(recipe, progress or make_progress(), start)

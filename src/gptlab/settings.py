@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -133,31 +133,41 @@ def _explain(cls: type[Section], tree: Mapping[str, Any], error: ValidationError
     """A line for everything that is wrong, what a value may be instead joined by "or"."""
     faults: dict[tuple[Any, ...], list[Any]] = {}
     for each in error.errors():
-        faults.setdefault(_place(tree, each["loc"]), []).append(each)
+        faults.setdefault(_place(cls, tree, each["loc"]), []).append(each)
     lines = []
     for place, alternatives in faults.items():
         if any(other[: len(place)] == place != other for other in faults):
             continue  # a list is only called too short because of a fault in one of its items
-        first, *others = (_words(cls, place, each) for each in alternatives)
+        first, *others = (_words(cls, tree, place, each) for each in alternatives)
         lines.append(" or ".join([first, *(words.rpartition("input should be ")[2] for words in others)]))
     return lines
 
 
-def _place(tree: Any, location: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The keys and numbers of a pydantic location, which also names the members of a union."""
+def _place(cls: type[BaseModel], tree: Any, location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys and numbers of a pydantic location, which also names the members of a union: their tags (the `kind` of
+    `[data]`) stand where a section has no such key."""
     place: list[Any] = []
+    sections: list[type[BaseModel]] = [cls]
     for part in location:
         if not isinstance(tree, Mapping | list | tuple):
             break
+        if isinstance(part, str) and sections and not any(part in _fields(section) for section in sections):
+            tagged = [section for section in sections if _kind(section) == part]
+            if tagged:
+                sections = tagged
+                continue
         place.append(part)
         tree = tree.get(part) if isinstance(tree, Mapping) else dict(enumerate(tree)).get(part)
+        if isinstance(part, str):
+            sections = [s for section in sections if part in _fields(section)
+                        for s in _sections_in(_fields(section)[part].annotation)]  # fmt: skip
     return tuple(place)
 
 
-def _words(cls: type[Section], place: tuple[Any, ...], error: Any) -> str:
+def _words(cls: type[Section], tree: Mapping[str, Any], place: tuple[Any, ...], error: Any) -> str:
     where, found, kind = ".".join(map(str, place)), error["input"], error["type"]
     if kind == "extra_forbidden":
-        keys = _keys_at(cls, place[:-1])
+        keys = _keys_at(cls, tree, place[:-1])
         return f"{where} = {found!r}: unknown key{nearest(str(place[-1]), keys)}; there is {', '.join(keys)}"
     if kind == "missing":
         return f"{where}: is missing and has no default"
@@ -171,23 +181,32 @@ def _words(cls: type[Section], place: tuple[Any, ...], error: Any) -> str:
     return f"{where} = {found!r}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(cls: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """The keys of the section that `path` leads to, by the names a recipe writes."""
+def _keys_at(cls: type[BaseModel], tree: Any, path: Sequence[Any]) -> list[str]:
+    """The keys of the section that `path` leads to, by the names a recipe writes; of several kinds that of the tree."""
     for part in path:
+        tree = tree.get(part) if isinstance(tree, Mapping) else tree[part]
         if isinstance(part, str) and part in _fields(cls):
-            inner = _section_in(_fields(cls)[part].annotation)
-            if inner is None:
+            kinds = list(_sections_in(_fields(cls)[part].annotation))
+            if not kinds:
                 return []
-            cls = inner
+            kind = tree.get("kind") if isinstance(tree, Mapping) else None
+            cls = next((inner for inner in kinds if _kind(inner) == kind), kinds[0])
     return list(_fields(cls))
+
+
+def _kind(section: type[BaseModel]) -> str | None:
+    """What tells a section from others that may stand in its place."""
+    return section.model_fields["kind"].default if "kind" in section.model_fields else None
 
 
 def _fields(cls: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section inside `X`, `X | None` or `tuple[X, ...]`."""
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections inside `X`, `X | Y`, `X | None` or `tuple[X, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((s for part in getattr(annotation, "__args__", ()) if (s := _section_in(part))), None)
+        yield annotation
+        return
+    for part in get_args(annotation):
+        yield from _sections_in(part)

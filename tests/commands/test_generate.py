@@ -13,6 +13,7 @@ from gptlab.cli import main
 from gptlab.evaluation.samples import complete
 from gptlab.generation.decoder import Decoder
 from gptlab.generation.sampling import Sampling
+from gptlab.kernels import native
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import save_model
 from gptlab.run.checkpoint import TrainingState
@@ -61,6 +62,16 @@ def expected(folder: Path, prompts: list[str], sampling: Sampling, **options: in
 def test_one_prompt_prints_the_text_alone(call: Call, folder: Path) -> None:
     (text,) = expected(folder, ["Once upon"], Sampling(greedy=True), max_new_tokens=8)
     assert call("Once upon", "--greedy", "--max-new-tokens", "8") == (0, f"Once upon{text}\n", "")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_without_a_compiler_a_faster_precision_says_once_that_it_is_slower(call: Call, precision: str) -> None:
+    with native.torch_only("no C++ compiler"):
+        code, out, err = call("Once", "upon", "--precision", precision, "--max-new-tokens", "3", "--json")
+    assert code == 0
+    assert len(json.loads(out)["completions"]) == 2
+    slower = f"gptlab: no C++ compiler; torch writes with {precision} weights, more slowly\n"
+    assert err == ("" if precision == "float32" else slower)
 
 
 def test_options_reach_the_sampler(call: Call, folder: Path) -> None:

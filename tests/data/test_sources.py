@@ -334,7 +334,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 
 
 def test_numbers_in_a_parquet_column(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="column 'id' holds int64, not text"):
+    with pytest.raises(DataError, match=r"record 1: column 'id' holds '0' \(int\), not text"):
         documents(table(tmp_path / "a.parquet", STORIES), column="id")
     with pytest.raises(DataError, match="no column 'story'; there is 'id', 'text'"):
         documents(tmp_path / "a.parquet", column="story")

@@ -103,3 +103,28 @@ def test_scoring_does_not_depend_on_the_epoch(folder: Path) -> None:
     assert torch.equal(first.targets, second.targets)
     assert first.tokens[0].tolist() == [48, *[0] * 6]
     assert first.targets[0].tolist() == [EOS, *[IGNORE] * 6]
+
+
+def test_only_what_is_learned_is_supervised(folder: Path) -> None:
+    file = file_of(folder, 50)
+    learned = np.arange(50) % 3 == 1
+    learned[35:49] = False
+    wanted = file.tokens[learned].tolist()
+    training, scored = TrainingWindows(file, 7, 3, learned), ScoredWindows(file, 7, learned)
+    for windows in (training, scored):
+        assert windows.scored == len(wanted)
+        assert windows.targets_array().tolist() == wanted
+    batch = scored.batch(np.arange(len(scored)))
+    assert batch.targets[batch.targets != IGNORE].tolist() == wanted
+    assert batch.weight == len(wanted)
+    every = training.batch(np.arange(len(training)), epoch=1)
+    place = (training.shift(1) + 1 + np.arange(49)) % 50
+    assert every.targets[every.targets != IGNORE].tolist() == file.tokens[place[learned[place]]].tolist()
+    assert training.batch(np.array([5])).weight <= 7
+
+
+def test_all_tokens_are_targets_by_default(folder: Path) -> None:
+    file = file_of(folder, 50)
+    for windows in (TrainingWindows(file, 7, 3), ScoredWindows(file, 7)):
+        assert windows.targets_array().tolist() == file.tokens.tolist()
+        assert windows.scored == sum(windows.batch(np.array([n])).weight for n in range(len(windows)))

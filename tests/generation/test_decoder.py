@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -11,7 +13,9 @@ from torch import nn
 
 from gptlab.errors import UserError
 from gptlab.generation.decoder import Decoder
+from gptlab.generation.engine import generate
 from gptlab.generation.precision import dequantised
+from gptlab.generation.sampling import Sampling
 from gptlab.kernels import native
 from gptlab.kernels.decode import Precision
 from gptlab.model.gpt import GPT
@@ -87,6 +91,89 @@ def test_only_a_plain_float32_model_takes_the_native_path(model: GPT) -> None:
     torch.testing.assert_close(logits, model.logits(model(torch.tensor([[1, 2, 3, 4]]))[:, -1]), atol=1e-4, rtol=1e-4)
     model.h[1].mlp.c_fc.__class__ = nn.Linear
     assert Decoder(model.double()).native is None
+
+
+@pytest.mark.skipif(not NATIVE, reason=native.reason("decode") or "there")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@torch.no_grad()
+def test_the_exact_gelu_is_left_to_torch(model: GPT, precision: Precision) -> None:
+    """The C++ step computes GPT-2's own; the model says what comes out."""
+    exact = GPT(dataclasses.replace(model.shape, activation="gelu")).eval()
+    exact.load_state_dict(model.state_dict())
+    decoder = Decoder(exact, precision)
+    assert decoder.native is None
+    cache, _ = decoder.read([[1, 2, 3]], 5)
+    plain = dequantised(exact, precision)
+    tolerance = 1e-4 if precision == "float32" else 0.3
+    expected = plain.logits(plain(torch.tensor([[1, 2, 3, 4]]))[:, -1])
+    torch.testing.assert_close(decoder.step(torch.tensor([4]), cache), expected, atol=tolerance, rtol=1e-4)
+
+
+class Listener:
+    """A hook that counts its calls and halves what the module gives, or what it is given."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def after(self, module: nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return output / 2
+
+    def before(self, module: nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
+        return self.after(module, None, given[0])
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("part", ["h.0.mlp", "h.1.mlp.c_fc", "ln_f"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_are_called_at_every_step(model: GPT, precision: Precision, part: str, when: str) -> None:
+    listener, module = Listener(), model.eval().get_submodule(part)
+    if when == "before":
+        module.register_forward_pre_hook(listener.before)
+    else:
+        module.register_forward_hook(listener.after)
+    decoder = Decoder(model, precision)
+    assert decoder.native is None
+    found = steps(decoder)
+    assert listener.calls == 5  # the prompts, and four steps
+    plain = Decoder(dequantised(model, precision))
+    plain.read = decoder.read  # type: ignore[method-assign]  # prompts are read unrounded
+    torch.testing.assert_close(found, steps(plain), atol=1e-4 if precision == "float32" else 0.3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_forward_put_on_a_module_is_called(model: GPT) -> None:
+    model.eval().h[1].mlp.forward = lambda x: 0 * x  # type: ignore[method-assign]
+    decoder = Decoder(model)
+    cache, _ = decoder.read([[1, 2, 3]], 5)
+    expected = model.logits(model(torch.tensor([[1, 2, 3, 4]]))[:, -1])
+    torch.testing.assert_close(decoder.step(torch.tensor([4]), cache), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_why_torch_makes_the_steps_is_said(model: GPT) -> None:
+    with native.torch_only("no C++ compiler"):
+        assert Decoder(model).reason == "no C++ compiler"
+    assert Decoder(model).reason == native.reason("decode")
+    model.h[1].ln_1.register_forward_hook(lambda *_: None)
+    assert Decoder(model).reason == "a module of it has a hook"
+    model.h[0].mlp.c_fc.__class__ = Wrapped
+    assert Decoder(model).reason == "it has a Wrapped"
+    assert Decoder(model.to("meta")).reason == ""  # as on a GPU
+
+
+@pytest.mark.usefixtures("path")
+def test_threads_may_share_one(model: GPT) -> None:
+    decoder = Decoder(model.eval())
+
+    def write(n: int) -> list[tuple[int, ...]]:
+        prompts = [[n + 1, 7 * n + 2], [n]][: 1 + n % 2]
+        return [c.ids for c in generate(decoder, prompts, Sampling(greedy=True), max_new_tokens=40)]
+
+    alone = [write(n) for n in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            assert list(pool.map(write, range(6))) == alone
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,29 @@ def test_neither_threads_nor_other_rows_change_a_bit(library: ctypes.CDLL, preci
         assert torch.equal(logits([0, 1, 2, 3, 4, 5], threads), together)
         assert torch.equal(logits([4, 1], threads), together[[4, 1]])
         assert torch.equal(logits([2], threads), together[[2]])
+
+
+def test_threads_may_share_one(library: ctypes.CDLL) -> None:
+    """ctypes lets them all run at once: what they write meanwhile must not be each other's. Rows of other numbers and
+    caches of other capacities too, so that none takes memory away from another."""
+    model = make(GPTShape(vocab_size=503, context=96, n_layer=3, n_head=4, n_embd=96))
+    step = step_of(library, model)
+    with torch.no_grad():
+        prompts = [prompt(model, [2 + thread] * (1 + thread % 3), 60 + thread) for thread in range(6)]
+
+    def write(thread: int) -> list[list[int]]:
+        cache, written = copy.deepcopy(prompts[thread]), []
+        ids = torch.full_like(cache.lengths, thread)
+        for _ in range(40):
+            ids = step(ids, cache.lengths, cache.keys, cache.values).argmax(dim=1)
+            cache.advance(1)
+            written.append(ids.tolist())
+        return written
+
+    alone = [write(thread) for thread in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            assert list(pool.map(write, range(6))) == alone
 
 
 @torch.no_grad()

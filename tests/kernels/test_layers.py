@@ -8,13 +8,15 @@ import torch.nn.functional as F
 
 from gptlab.kernels import gelu, native
 from gptlab.kernels.layers import fast_layers
-from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.gpt import GPT, Activation, GPTShape
 
 
-def step(dtype: torch.dtype, *, checkpointing: bool = False) -> dict[str, torch.Tensor]:
+def step(
+    dtype: torch.dtype, *, checkpointing: bool = False, activation: Activation = "gelu_new"
+) -> dict[str, torch.Tensor]:
     """Output and gradients of a small GPT."""
     torch.manual_seed(0)
-    model = GPT(GPTShape(50, context=16, n_layer=2, n_head=2, n_embd=32))
+    model = GPT(GPTShape(50, context=16, n_layer=2, n_head=2, n_embd=32, activation=activation))
     model.activation_checkpointing = checkpointing
     tokens = torch.randint(50, (3, 16))
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -27,10 +29,11 @@ def step(dtype: torch.dtype, *, checkpointing: bool = False) -> dict[str, torch.
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_is_the_same_to_rounding(dtype, tolerance, checkpointing):
-    expected = step(dtype)
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
+def test_a_step_is_the_same_to_rounding(dtype, tolerance, checkpointing, activation):
+    expected = step(dtype, activation=activation)
     with fast_layers():
-        ours = step(dtype, checkpointing=checkpointing)
+        ours = step(dtype, checkpointing=checkpointing, activation=activation)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert (ours[name] - value).norm() <= tolerance * value.norm(), name

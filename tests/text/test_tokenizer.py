@@ -269,6 +269,41 @@ def test_more_special_tokens_and_another_eos_survive(tokenizer: Tokenizer, tmp_p
     assert theirs.eos_token_id == 291
 
 
+@pytest.mark.parametrize("which", ["tokenizer", "reordered"])
+def test_special_tokens_added_stand_above_the_vocabulary(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    before = request.getfixturevalue(which)
+    ours = before.with_special_tokens(["<|im_start|>", EOS, "<|im_end|>", "<|im_start|>"])
+    assert ours.special_tokens == {**before.special_tokens, "<|im_start|>": 290, "<|im_end|>": 291}
+    assert (ours.vocab_size, ours.eos, ours.eos_id) == (292, EOS, before.eos_id)
+    assert before.vocab_size == 290, "a tokenizer does not change"
+    assert all(ours.encode(text) == before.encode(text) for text in [*TEXTS, "<|im_start|>"])
+    ours.save(tmp_path)
+    assert Tokenizer.read(tmp_path).fingerprint == ours.fingerprint != before.fingerprint
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == 292
+    for text in [*TEXTS, f"<|im_start|>user\nthe cat<|im_end|>\n{EOS}"]:
+        assert theirs(text)["input_ids"] == ours.encode(text, special=True)
+        assert theirs.decode(ours.encode(text, special=True)) == text
+
+
+def test_special_tokens_that_are_there_make_no_other_tokenizer(tokenizer: Tokenizer) -> None:
+    assert tokenizer.with_special_tokens([]).fingerprint == tokenizer.fingerprint
+    assert tokenizer.with_special_tokens([EOS]).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", ["", "a", "Ġthe"])
+def test_an_ordinary_token_cannot_become_special(tokenizer: Tokenizer, name: str) -> None:
+    with pytest.raises(TokenizerError, match=f"'{name}' cannot be a special token.*another name"):
+        tokenizer.with_special_tokens(["<|new|>", name])
+
+
+def test_text_is_cut_at_special_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.split_special(f"a{EOS}{EOS}b") == [("a", None), (EOS, 289), (EOS, 289), ("b", None)]
+    assert tokenizer.split_special("") == []
+
+
 def test_added_tokens_beside_a_pair_are_special(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = write_pair(tokenizer, tmp_path / "hf", ("vocab.json", "merges.txt"))
     (folder / "added_tokens.json").write_text('{"<user>": 290}')

@@ -9,7 +9,7 @@ from gptlab.training.fit import memory_errors
 
 def test_memory_that_the_system_refuses_is_named_with_what_helps():
     with (
-        pytest.raises(MemoryLimitError, match=r"(?s)memory is not enough: .*allocate.*What helps.*adafactor"),
+        pytest.raises(MemoryLimitError, match=r"(?s)memory is not enough: .*allocate.*What helps.*8bit"),
         memory_errors(),
     ):
         torch.empty(2**60, dtype=torch.uint8)

@@ -8,7 +8,7 @@ import time
 import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from gptlab.evaluation.samples import TextCompletion
     from gptlab.generation.sampling import Sampling
-    from gptlab.run.open import Which
 
     OnText = Callable[[int, int, str], None]
 
@@ -56,21 +55,23 @@ def generate(
     given = {option: value for option, value in given.items() if value is not None}
     samplings = _compared(greedy, given, samples) if compare else {"": _sampling(greedy, given, samples)}
     texts = _read_prompts(prompts)
-    which = _checkpoint(checkpoint)
 
     from rich.console import Console
 
     from gptlab.evaluation.samples import complete
     from gptlab.generation.decoder import Decoder
     from gptlab.kernels.decode import check_precision
-    from gptlab.run.open import open_model
+    from gptlab.run.open import open_model, parse_checkpoint
 
+    which = parse_checkpoint(checkpoint)
     weights = check_precision(precision)  # before anything is loaded
     out, err = Console(highlight=False, markup=False), Console(stderr=True, highlight=False, markup=False)
     with err.status(f"opening {model}"):
         opened = open_model(model, device=device, runs=runs, checkpoint=which)
         tokenizer = opened.require_tokenizer()
         decoder = Decoder(opened.model, weights)
+    if decoder.reason and weights != "float32":  # who asks for a precision asks for speed
+        print(f"gptlab: {decoder.reason}; torch writes with {weights} weights, more slowly", file=sys.stderr)
     if err.is_terminal:
         err.print(f"{opened.folder}: a base model, it writes on from the text", style="dim")
 
@@ -138,14 +139,6 @@ def _read_prompts(prompts: list[str]) -> list[str]:
 def _stdin_lines() -> list[str]:
     text = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-
-
-def _checkpoint(which: str | None) -> Which:
-    if which is None or which in ("best", "last"):
-        return cast("Which", which)
-    if which.isdecimal():
-        return int(which)
-    raise UserError(f"--checkpoint {which}: wanted best, last or the number of a step")
 
 
 def _counter(status: Status) -> OnText:

@@ -21,11 +21,11 @@ def prepare(
     """
     from gptlab import lab
     from gptlab.training.progress import make_progress
-    from gptlab.training.screen import one_row, sources_table
+    from gptlab.training.screen import sources_table
 
     progress = make_progress()
     data_ready = lab.prepare(recipe, *(changes or []), variant=variant, data=data or [], progress=progress)
     progress.table("what each source gave", *sources_table(data_ready))
     typer.echo(f"tokenizer  {data_ready.tokenizer.vocab_size:,} tokens, {data_ready.bytes_per_token:.2f} bytes a token")
-    typer.echo(f"in         {data_ready.corpus.folder}")
-    typer.echo(f"one row    {one_row(data_ready)}")
+    typer.echo(f"in         {data_ready.folder}")
+    typer.echo(f"one row    {data_ready.example}")

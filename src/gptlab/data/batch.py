@@ -93,6 +93,28 @@ class Rows(Protocol):
         ...
 
 
+class TextRows(Rows, Protocol):
+    """Rows of text: what a language model is trained on and scored by.
+
+    context:    the length of the longest row
+    scored:     supervised tokens
+    text_bytes: UTF-8 bytes of the text that they stand for; words: separated by white space
+    """
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def scored(self) -> int: ...
+    @property
+    def text_bytes(self) -> int: ...
+    @property
+    def words(self) -> int: ...
+
+    def targets_array(self) -> np.ndarray:
+        """The ids of all supervised tokens, (scored,), perhaps a memory map."""
+        ...
+
+
 def steps_per_epoch(n_rows: int, batch_size: int) -> int:
     """Optimizer steps in an epoch; the last may be short."""
     return -(-n_rows // batch_size)

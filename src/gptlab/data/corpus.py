@@ -13,16 +13,17 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from filelock import FileLock, Timeout
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import model_validator
 
 from gptlab.data.counts import SourceCounts, check_counts, warnings_about
+from gptlab.data.divided import DividedSettings
+from gptlab.data.locking import only_one
 from gptlab.data.preparing import Preparation
 from gptlab.data.reading import Part, PrepareProgress, Reading, make_parts
 from gptlab.data.sources import SourceSettings
@@ -31,65 +32,22 @@ from gptlab.data.token_file import VERSION, TokenFile
 from gptlab.data.token_writer import ContinueError
 from gptlab.errors import DataError, GptlabError
 from gptlab.hub import cache_folder
-from gptlab.settings import Section, plain
+from gptlab.settings import plain
 from gptlab.text.tokenizer import Tokenizer
 
-WAIT_SECONDS = 0.4
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _distinct(sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
-    names = [source.name for source in sources if source.name]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two sources are named {twice!r}: give each a name of its own")
-    return sources
-
-
-SourceList = Annotated[tuple[SourceSettings, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
-
-
-class SplitSettings(Section):
-    """`[data.validation]`, `[data.test]`: a share of the training sources, or sources of its own."""
-
-    share: float | None = Field(None, gt=0, lt=1)
-    sources: SourceList | None = None
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
-        if (self.share is None) == (self.sources is None):
-            raise ValueError("give either share = 0.05 (taken from the training sources) or sources of its own")
-        if any(source.repeat != 1 for source in self.sources or ()):
-            raise ValueError("repeat is for training: validation and test score each token once")
-        return self
-
-
-class CorpusSettings(Section):
+class CorpusSettings(DividedSettings[SourceSettings]):
     """`[data]` with kind = "corpus"."""
 
     kind: Literal["corpus"] = "corpus"
-    sources: SourceList
-    validation: SplitSettings = SplitSettings(share=0.05)
-    test: SplitSettings | None = None
-    overlap: Literal["error", "drop"] = "error"
 
     @model_validator(mode="after")
-    def _below_one(self) -> Self:
-        if sum(self.shares().values()) >= 1:
-            raise ValueError("validation.share and test.share leave nothing to train on: their sum must be below 1")
+    def _scored_once(self) -> Self:
+        if any(source.repeat != 1 for section in self.held_out().values() for source in section.sources or ()):
+            raise ValueError("repeat is for training: validation and test score each token once")
         return self
-
-    def held_out(self) -> dict[Split, SplitSettings]:
-        """Validation, and test where there is one."""
-        splits: dict[Split, SplitSettings | None] = {"validation": self.validation, "test": self.test}
-        return {split: section for split, section in splits.items() if section is not None}
-
-    def splits(self) -> list[Split]:
-        """The splits there are."""
-        return ["train", *self.held_out()]
-
-    def shares(self) -> dict[Split, float]:
-        """The splits that are a share of the training sources."""
-        return {split: section.share for split, section in self.held_out().items() if section.share}
 
 
 @dataclass(frozen=True)
@@ -128,7 +86,7 @@ def prepare_corpus(
     same call continues where it was.
     """
     parts = _parts(settings)
-    shares = _shares(settings, seed)
+    shares = settings.keyed_shares(seed)
     folder = (
         (cache or cache_folder()) / "corpora" / _fingerprint(settings, parts, shares, tokenizer.fingerprint, VERSION)
     )
@@ -136,7 +94,7 @@ def prepare_corpus(
         return corpus
     reading = Reading(parts, shares, on_progress or (lambda progress: None))
     try:
-        with _only_one(folder, reading):
+        with only_one(folder, lambda: reading.report(0, 0)):
             if _find(folder, settings, parts, tokenizer) is None:
                 _prepare(folder, settings, reading, tokenizer)
     except OSError as error:
@@ -146,17 +104,13 @@ def prepare_corpus(
 
 def training_documents(settings: CorpusSettings, seed: int = 0) -> Iterator[str]:
     """The text of the training side alone: what a tokenizer may learn from. `repeat` does not count here."""
-    reading = Reading(_parts(settings), _shares(settings, seed), lambda progress: None)
+    reading = Reading(_parts(settings), settings.keyed_shares(seed), lambda progress: None)
     return (piece.text for piece in reading.pieces() if piece.split == "train")
 
 
 def text_fingerprint(settings: CorpusSettings, seed: int = 0) -> str:
     """16 hex digits of what `training_documents` depends on."""
-    return _fingerprint(settings, _parts(settings), _shares(settings, seed))
-
-
-def _shares(settings: CorpusSettings, seed: int) -> Shares:
-    return Shares(**settings.shares(), seed=seed if settings.shares() else 0)
+    return _fingerprint(settings, _parts(settings), settings.keyed_shares(seed))
 
 
 def _parts(settings: CorpusSettings) -> list[Part]:
@@ -186,22 +140,6 @@ def _open(folder: Path, settings: CorpusSettings, parts: Sequence[Part], tokeniz
     limits = {part.name: part.source.settings.limit_documents for part in parts if part.split == "train"}
     warnings = warnings_about(table, limits)
     return Corpus(folder, files["train"], files["validation"], files.get("test"), table, warnings)
-
-
-@contextmanager
-def _only_one(folder: Path, reading: Reading) -> Iterator[None]:
-    """Held by the one process that prepares this corpus; the others wait here."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-        except Timeout:
-            reading.report(0, 0)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _prepare(folder: Path, settings: CorpusSettings, reading: Reading, tokenizer: Tokenizer) -> None:

@@ -68,6 +68,14 @@ def read_blocks(path: Path, progress: Progress) -> Iterator[Block]:
             line += data.count(b"\n")
 
 
+def read_lines(path: Path, progress: Progress) -> Iterator[tuple[int, str]]:
+    """The lines of the file that are not blank, without their newline, each after its number from 1."""
+    for block in read_blocks(path, progress):
+        for number, line in enumerate(block.text.split("\n"), start=block.line):
+            if line and not line.isspace():
+                yield number, line
+
+
 def _decompressed(path: Path, file: io.FileIO) -> BinaryIO | io.FileIO:
     compression = COMPRESSIONS.get(path.suffix.lower())
     if compression is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from gptlab.data.places import distinct_names
 from gptlab.data.sources import Source, SourceSettings
 from gptlab.data.splitting import Divider, Piece, Shares, Split, make_piece
 
@@ -32,17 +33,8 @@ class Part:
 
 def make_parts(settings: Sequence[SourceSettings], split: Split) -> list[Part]:
     """The sources of one split; those that derive the same name from their paths are numbered: books, books-2, …"""
-    parts: list[Part] = []
-    taken = {each.name for each in settings if each.name}
-    for each in settings:
-        source = Source(each)
-        name, number = source.name, 1
-        while name in taken and not each.name:
-            number += 1
-            name = f"{source.name}-{number}"
-        taken.add(name)
-        parts.append(Part(name, source, split))
-    return parts
+    sources = [Source(each) for each in settings]
+    return [Part(name, source, split) for name, source in zip(distinct_names(sources), sources, strict=True)]
 
 
 class Reading:

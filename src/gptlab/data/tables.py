@@ -1,4 +1,4 @@
-"""Tables: one column of a .jsonl, .csv, .tsv or .parquet file, or of a data set on the hub, as a stream of texts."""
+"""Tables: columns of a .jsonl, .csv, .tsv or .parquet file, or of a data set on the hub, as a stream of records."""
 
 from __future__ import annotations
 
@@ -7,112 +7,129 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gptlab.data.readers import Progress, file_errors, read_blocks
-from gptlab.errors import DataError, GptlabError, nearest
+from gptlab.data.readers import Progress, file_errors, read_blocks, read_lines
+from gptlab.errors import DataError, nearest
 from gptlab.hub import hub_errors
 
 Texts = Iterator[str | None]
 """The texts of a column in order; None where a record has null there."""
 
 
-def read_table(path: Path, format: str, column: str, progress: Progress) -> Texts:
-    """The texts in `column` of the table at `path`.
+class Record(NamedTuple):
+    """One record: its values by column, and where it stands: the `number`th "line" or "record" of `file`, from 1."""
 
-    DataError, with the line where there is one: no such column, a value that is no text, a record that cannot be read.
+    values: dict[str, Any]
+    file: str
+    unit: str
+    number: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, {self.unit} {self.number}"
+
+
+def read_records(
+    path: Path, format: str, columns: Sequence[str], progress: Progress, optional: Sequence[str] = ()
+) -> Iterator[Record]:
+    """The records of the table at `path` with at least these columns, and the `optional` ones where they are there.
+
+    DataError, with the line where there is one: no such column, a record that cannot be read.
     """
-    return READERS[format](path, column, progress)
+    return READERS[format](path, columns, optional, progress)
 
 
-def _read_jsonl(path: Path, column: str, progress: Progress) -> Texts:
-    for block in read_blocks(path, progress):
-        for number, line in enumerate(block.text.split("\n"), start=block.line):
-            if line and not line.isspace():
-                yield _text_of_json(line, column, f"{path}, line {number}")
+def read_table(path: Path, format: str, column: str, progress: Progress) -> Texts:
+    """The texts in `column` of the table at `path`; DataError also where a value is no text."""
+    return (text_of(record, column) for record in read_records(path, format, [column], progress))
 
 
-def _text_of_json(line: str, column: str, where: str) -> str | None:
+def text_of(record: Record, column: str) -> str | None:
+    """The text in a column of a record, None where it is null; DataError where it is something else."""
+    text = record.values[column]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise DataError(f"{record.where}: column {column!r} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+    if not is_unicode(text):
+        raise DataError(f"{record.where}: column {column!r} holds half a surrogate pair, which is no text")
+    return text
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded. JSON can write half a surrogate pair, which no encoding has."""
+    if text.isascii():
+        return True
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: is a {type(record).__name__}, not an object with columns")
-    text = _text_of_record(record, column, where)
-    if text is not None and "\\u" in line:  # only an escape can write half a surrogate pair, which no encoding has
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_jsonl(path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress) -> Iterator[Record]:
+    for number, line in read_lines(path, progress):
+        record = Record({}, str(path), "line", number)
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: column {column!r} holds half a surrogate pair, which is no text") from error
-    return text
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{record.where}: is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{record.where}: is a {type(values).__name__}, not an object with columns")
+        yield _checked(record._replace(values=values), columns)
 
 
-def _text_of_record(record: dict[str, Any], column: str, where: str) -> str | None:
-    if column not in record:
-        raise _no_column(where, column, list(record))
-    text = record[column]
-    if text is not None and not isinstance(text, str):
-        raise DataError(f"{where}: column {column!r} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
-    return text
+def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress) -> Iterator[Record]:
+    return _read_separated(path, columns, optional, progress, strict=True)
 
 
-def _read_csv(path: Path, column: str, progress: Progress) -> Texts:
-    return _read_separated(path, column, progress, strict=True)
-
-
-def _read_tsv(path: Path, column: str, progress: Progress) -> Texts:
+def _read_tsv(path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress) -> Iterator[Record]:
     """Tab-separated values have no quoting (IANA, text/tab-separated-values): a quotation mark is text."""
-    return _read_separated(path, column, progress, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _read_separated(path, columns, optional, progress, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _read_separated(path: Path, column: str, progress: Progress, **dialect: Any) -> Texts:
+def _read_separated(
+    path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress, **dialect: Any
+) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # a document is often longer than csv's 128 kB; C long has 32 bits on Windows
     lines = (line for block in read_blocks(path, progress) for line in io.StringIO(block.text, newline="\n"))
     rows = csv.reader(lines, **dialect)
     try:
         header = next(rows, [])
-        if column not in header:
-            raise _no_column(f"{path}, line 1 (the header)", column, header)
-        index = header.index(column)
+        _check_columns(f"{path}, line 1 (the header)", columns, header)
+        places = [(name, header.index(name)) for name in (*columns, *optional) if name in header]
+        line = rows.line_num + 1
         for row in rows:
             if len(row) == len(header):
-                yield row[index]
+                yield Record({name: row[place] for name, place in places}, str(path), "line", line)
             elif row:
                 raise DataError(f"{path}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}")
+            line = rows.line_num + 1  # a record may stand on several lines: it is where its first one is
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-def _read_parquet(path: Path, column: str, progress: Progress) -> Texts:
+def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with file_errors(path), pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            _check_parquet_column(path, column, file.schema_arrow)
+            names = file.schema_arrow.names
+            _check_columns(str(path), columns, names)
+            wanted = [*columns, *(name for name in optional if name in names)]
             size, rows = path.stat().st_size, 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                rows += batch.num_rows
-                progress(size * rows // file.metadata.num_rows)
-                yield from batch.column(0).to_pylist()
+            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                progress(size * (rows + batch.num_rows) // file.metadata.num_rows)
+                for values in batch.to_pylist():
+                    rows += 1
+                    yield Record(values, str(path), "record", rows)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _check_parquet_column(path: Path, column: str, schema: Any) -> None:
-    from pyarrow import types
-
-    if column not in schema.names:
-        raise _no_column(str(path), column, schema.names)
-    kind = schema.field(column).type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-        raise DataError(f"{path}: column {column!r} holds {kind}, not text")
-
-
-READERS: dict[str, Callable[[Path, str, Progress], Texts]] = {
+READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str], Progress], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".csv": _read_csv,
@@ -121,24 +138,66 @@ READERS: dict[str, Callable[[Path, str, Progress], Texts]] = {
 }
 
 
-def read_hub(repo: str, config: str | None, split: str, revision: str, column: str) -> Texts:
-    """The texts in `column` of a data set on the hub, streamed: nothing of it is kept on disk.
+class HubTable(NamedTuple):
+    """A table on the hub: the data set, its configuration, split and commit, or only the files that match a glob."""
+
+    repo: str
+    config: str | None
+    split: str
+    revision: str
+    files: str | None = None
+
+
+def read_hub_records(table: HubTable, columns: Sequence[str]) -> Iterator[Record]:
+    """The records of a data set on the hub that have these columns, streamed: nothing of it is kept on disk.
 
     DataError where it has no such configuration, split or column; GptlabError where the hub cannot be reached.
     """
-    with hub_errors(repo, "dataset"):
+    with hub_errors(table.repo, "dataset"):
         from datasets import load_dataset
 
         try:
             records: Iterable[dict[str, Any]] = load_dataset(
-                repo, config, split=split, revision=revision, streaming=True
-            )
+                table.repo, table.config, split=table.split, revision=table.revision, data_files=table.files,
+                streaming=True,
+            )  # fmt: skip
         except ValueError as error:
-            raise DataError(f"the data set {repo} on the hub: {error}") from error
-        for number, record in enumerate(records, start=1):
-            yield _text_of_record(record, column, f"{repo} on the hub, record {number}")
+            raise DataError(f"the data set {table.repo} on the hub: {error}") from error
+        for number, values in enumerate(records, start=1):
+            yield _checked(Record(values, f"{table.repo} on the hub", "record", number), columns)
 
 
-def _no_column(where: str, column: str, columns: Sequence[str]) -> GptlabError:
-    there = ", ".join(map(repr, columns)) or "none"
-    return DataError(f"{where}: there is no column {column!r}{nearest(column, list(columns))}; there is {there}")
+def read_hub(table: HubTable, column: str) -> Texts:
+    """The texts in `column` of a data set on the hub, as `read_hub_records`; DataError also where one is no text."""
+    return (text_of(record, column) for record in read_hub_records(table, [column]))
+
+
+def columns_of(path: Path, format: str) -> list[str]:
+    """The columns of the table at `path`; of JSON lines those of the first."""
+    if format == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with file_errors(path):
+                return list(pyarrow.parquet.read_schema(path).names)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
+    if format in (".csv", ".tsv"):
+        line = next((line for _, line in read_lines(path, lambda position: None)), "")
+        return next(csv.reader([line], delimiter="\t" if format == ".tsv" else ","), [])
+    return list(next((record.values for record in read_records(path, format, [], lambda position: None)), {}))
+
+
+def _checked(record: Record, columns: Sequence[str]) -> Record:
+    """The record, which must have these columns."""
+    if any(column not in record.values for column in columns):
+        _check_columns(record.where, columns, list(record.values))
+    return record
+
+
+def _check_columns(where: str, columns: Sequence[str], there: Sequence[str]) -> None:
+    for column in columns:
+        if column not in there:
+            known = ", ".join(map(repr, there)) or "none"
+            raise DataError(f"{where}: there is no column {column!r}{nearest(column, list(there))}; there is {known}")

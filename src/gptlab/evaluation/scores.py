@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.data.batch import Rows
-from gptlab.data.windows import ScoredWindows
+from gptlab.data.batch import Rows, TextRows
 from gptlab.device import Precision, autocast
 from gptlab.kernels.layers import fast_layers
 from gptlab.objectives.base import Objective, exp, means
@@ -60,14 +59,14 @@ class Scorer:
         return {**means(self.objective, values, weight), **self.objective.metrics(values, weight), "tokens": weight}
 
     def text(
-        self, model: torch.nn.Module, text: ScoredWindows, on_batch: Callable[[int, int], None] | None = None
+        self, model: torch.nn.Module, text: TextRows, on_batch: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
         """The scores of a whole text, per token, per word and per byte."""
         scores = self.rows(model, text, on_batch=on_batch)
         return scores | text_scores(scores["loss"], text)
 
 
-def text_scores(loss: float, text: ScoredWindows) -> dict[str, float]:
+def text_scores(loss: float, text: TextRows) -> dict[str, float]:
     """What does not depend on the tokenizer, from the mean `loss` (nats a token) over a whole text.
 
     perplexity_per_word = exp(total nats / words), words being separated by white space;

@@ -29,12 +29,17 @@ class Decoder:
 
     It is made for the weights as they are: after training goes on, make another. With float32 nothing is copied;
     bfloat16 and int8 keep a half and a quarter of the products' bytes beside the model. UserError for a precision that
-    there is not. `native` is the C++ step, or None where torch makes it.
+    there is not. Threads may share one whose model is in eval mode.
+
+    native: the C++ step, or None where torch makes it
+    reason: why torch does so on a CPU, more slowly, in a few words; else "" (on a GPU nothing else is wanted)
     """
 
     def __init__(self, model: GPT, precision: Precision = "float32") -> None:
         self.model, self.precision = model, check_precision(precision)
-        self.native = _native(model, precision)
+        on_cpu = model.wte.weight.device.type == "cpu"
+        self.reason = _unlike(model) or native.reason("decode") if on_cpu else ""
+        self.native = _native(model, precision) if on_cpu and not self.reason else None
         self._steps = model if self.native or precision == "float32" else with_rounded_products(model, precision)
 
     def read(self, windows: Sequence[Sequence[int]], capacity: int) -> tuple[KeyValueCache, Tensor]:
@@ -65,16 +70,29 @@ class Decoder:
 
 
 def _native(model: GPT, precision: Precision) -> Decode | None:
-    """The C++ step, where it can be built and the model is what it computes: a GPT in float32 on the CPU, each of its
-    modules GPT-2's own (none wrapped, as an adapter does)."""
-    plain = {GPT, Block, Attention, MLP, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Embedding}
-    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if not {type(module) for module in model.modules()} <= plain or not all(
-        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-        for tensor in weights.values()
-    ):
-        return None
     library, shape = native.library("decode"), model.shape
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if library is None:
         return None
     return Decode(library, weights, precision, n_head=shape.n_head, epsilon=shape.layer_norm_epsilon)
+
+
+PLAIN = {GPT, Block, Attention, MLP, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Embedding}
+
+
+def _unlike(model: GPT) -> str:
+    """What of a model on the CPU the C++ step would not compute, in a few words; "" where it computes all.
+
+    It computes a GPT in float32 with GPT-2's own GELU and calls no module, so nobody may have wrapped one (as an
+    adapter does) or listen to one.
+    """
+    if model.shape.activation != "gelu_new":
+        return f"its activation is {model.shape.activation}"
+    for module in model.modules():
+        if type(module) not in PLAIN:
+            return f"it has a {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return "a module of it has a hook"
+    if not all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in model.state_dict().values()):
+        return "its weights are not float32, or not contiguous"
+    return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,30 +28,32 @@ def dequantised(model: GPT, precision: Precision) -> GPT:
         twin.shape = dataclasses.replace(model.shape, tie_head=False)
         twin.lm_head.weight = nn.Parameter(twin.wte.weight.detach().clone())
     with torch.no_grad():
-        for module in twin.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.copy_(rounded(module.weight, precision).restored())
+        for module in _products(twin):
+            module.weight.copy_(rounded(module.weight, precision).restored())
     return twin
 
 
 def with_rounded_products(model: GPT, precision: Precision) -> GPT:
-    """A GPT whose Linear modules are `_RoundedLinear`; all other tensors are the model's own."""
-    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
-    for parent in list(twin.modules()):
-        for name, module in parent.named_children():
-            if isinstance(module, nn.Linear):
-                setattr(parent, name, _RoundedLinear(module, precision))
+    """A GPT whose Linear modules are `_RoundedLinear`; all other tensors, and the hooks, are the model's own."""
+    hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    twin = copy.deepcopy(model, {id(own): own for own in (*model.parameters(), *hooks)}).eval()
+    for module in _products(twin):
+        module.__class__ = _RoundedLinear  # in its place, so that its hooks stay
+        cast("_RoundedLinear", module).round_weight(precision)
     return twin
 
 
-class _RoundedLinear(nn.Module):
-    """A Linear with its weight in bfloat16 or int8. Where torch has a fast product for it (bfloat16; int8 on a CPU, of
-    bfloat16 inputs alone) its input and its sums are rounded to bfloat16."""
+def _products(model: GPT) -> list[nn.Linear]:
+    """The modules whose weights a precision rounds; a Linear of a class of its own computes something else."""
+    return [module for module in model.modules() if type(module) is nn.Linear]
 
-    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
-        super().__init__()
-        self.values, self.scale = rounded(linear.weight, precision)
-        self.bias = linear.bias
+
+class _RoundedLinear(nn.Linear):
+    """A Linear that multiplies by its weight in bfloat16 or int8. Where torch has a fast product for it (bfloat16; int8
+    on a CPU, of bfloat16 inputs alone) its input and its sums are rounded to bfloat16."""
+
+    def round_weight(self, precision: Precision) -> None:
+        self.values, self.scale = rounded(self.weight, precision)
         # Of scales torch's operation knows only bfloat16 ones, so it is given ones, and the real ones come after it.
         self.ones = None if self.scale is None else torch.ones_like(self.scale, dtype=torch.bfloat16)
 

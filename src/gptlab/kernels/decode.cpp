@@ -80,7 +80,7 @@ struct Batch {
     const int64_t *ids, *lengths;        // (rows)
     float *const *keys, *const *values;  // of each layer: (rows, heads, capacity, size)
     float* logits;                       // (rows, vocab) out
-    float* scratch;                      // decode_scratch floats that were 0 once
+    float* scratch;                      // decode_scratch floats, all 0
 };
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

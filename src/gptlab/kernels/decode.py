@@ -58,7 +58,8 @@ class Decode:
     """A GPT-2 that reads one token a row, in the C++ of `library`: no other call, no copy of a float32 weight.
 
     weights: by GPT-2's own names, as `GPT.state_dict()` has them: float32, contiguous, on the CPU. They are used where
-    they lie; the weights of products are copied where `precision` is not float32.
+    they lie; the weights of products are copied where `precision` is not float32. Threads may share one: a call changes
+    nothing but the keys and values that it is given.
     """
 
     def __init__(
@@ -68,8 +69,6 @@ class Decode:
         self._scratch_floats = library.decode_scratch
         self._scratch_floats.restype = ctypes.c_int64
         self._alive: list[Tensor] = []  # what C++ points to
-        self._layout: tuple[int, ...] = ()
-        self._scratch = torch.empty(0)
 
         def pointer(tensor: Tensor) -> int:
             self._alive.append(tensor)
@@ -107,15 +106,14 @@ class Decode:
         """
         rows, _, capacity, _ = keys[0].shape
         threads = torch.get_num_threads()
-        if (rows, capacity, threads) != self._layout:
-            self._layout = (rows, capacity, threads)
-            floats = self._scratch_floats(ctypes.byref(self._model), *map(ctypes.c_int64, self._layout[:2]), threads)
-            self._scratch = torch.zeros(floats)  # behind the rows' ends it must be 0
+        layout = ctypes.c_int64(rows), ctypes.c_int64(capacity), threads
+        # Of each call its own: ctypes lets other threads run meanwhile. Behind the rows' ends it must be 0.
+        scratch = torch.zeros(self._scratch_floats(ctypes.byref(self._model), *layout))
         ids = ids.contiguous()
         logits = torch.empty(rows, self._vocab_size)
         batch = _Batch(
             rows, capacity, ids.data_ptr(), lengths.data_ptr(), _pointers(keys), _pointers(values),
-            logits.data_ptr(), self._scratch.data_ptr(),
+            logits.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
         if not self._call(ctypes.byref(self._model), ctypes.byref(batch), threads):
             raise IndexError(f"ids {ids.tolist()} at {lengths.tolist()}: {self._vocab_size} ids, {capacity} positions")

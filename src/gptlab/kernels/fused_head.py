@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptlab.kernels import native, tiles
-from gptlab.kernels.tiles import check, scratch
+from gptlab.kernels.tiles import check, check_targets, scratch
 
 
 def supported() -> bool:
@@ -54,19 +54,15 @@ def cross_entropy(
     vocabulary, width = weight.shape
     check("hidden", hidden, (len(targets), width), torch.float32, torch.bfloat16)
     check("weight", weight, (vocabulary, width), torch.float32)
-    check("targets", targets, (len(targets),), torch.int64)
+    check_targets(targets, len(targets), vocabulary)
     check("weights", weights, (len(targets),), torch.float32)
     check("d_hidden", d_hidden, (len(targets), width), torch.float32)
     check("d_weight", d_weight, (vocabulary, width), torch.float32)
-    losses = torch.empty(len(targets))
+    losses = targets.new_empty(len(targets), dtype=torch.float32)
     if len(targets) == 0:
         if d_weight is not None:
             d_weight.zero_()
         return losses
-    lowest, highest = (int(bound) for bound in targets.aminmax())
-    if lowest < 0 or highest >= vocabulary:
-        raise IndexError(f"a target is {lowest if lowest < 0 else highest}; the vocabulary has {vocabulary} entries")
-
     kernel = _kernel()
     hidden = hidden.bfloat16()
     tensors = (hidden, weight, targets, weights, losses, d_hidden, d_weight)
@@ -84,9 +80,7 @@ def scratch_bytes(positions: int, vocabulary: int, width: int, *, gradients: boo
 
 
 def _kernel() -> Any:
-    if missing := reason():
-        raise RuntimeError(f"no fused head: {missing}; ask supported() first")
-    kernel = native.library("fused_head").fused_head  # type: ignore[union-attr]
+    kernel = tiles.library("fused_head").fused_head
     kernel.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int, ctypes.c_void_p]
     kernel.restype = ctypes.c_int64
     return kernel

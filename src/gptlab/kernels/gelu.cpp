@@ -25,12 +25,13 @@ void forward(const T* x, T* y, int64_t n, int threads) {
     }
 }
 
-// dx = dy (s + x s' ), s' = s (1 - s) 2u'
+// dx = dy (s + x s' ), s' = s (1 - s) 2u'. Beyond 100 it is dy or 0, and powers of x would overflow.
 template <typename T>
 void backward(const T* x, const T* dy, T* dx, int64_t n, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
     for (int64_t i = 0; i < n; i++) {
-        const float v = load(x[i]), s = sigmoid(SCALE * (v + CUBE * v * v * v));
+        const float wide = load(x[i]), high = wide > 100.0f ? 100.0f : wide, v = high < -100.0f ? -100.0f : high;
+        const float s = sigmoid(SCALE * (v + CUBE * v * v * v));
         const float slope = s + v * s * (1.0f - s) * SCALE * (1.0f + 3.0f * CUBE * v * v);
         store(dx[i], load(dy[i]) * slope);
     }

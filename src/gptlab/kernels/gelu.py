@@ -14,13 +14,19 @@ from gptlab.kernels import native
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def supported(x: Tensor) -> bool:
-    """Whether the kernel takes this tensor."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and native.library("gelu") is not None
+def supported() -> bool:
+    """Whether the kernel could be built."""
+    return native.library("gelu") is not None
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernel is for such a tensor."""
+    return x.device.type == "cpu" and x.layout == torch.strided and x.dtype in DTYPES
 
 
 def gelu(x: Tensor) -> Tensor:
-    """F.gelu(x, approximate="tanh") of any shape (Hendrycks & Gimpel, 2016); for what is `supported`."""
+    """F.gelu(x, approximate="tanh") of any shape (Hendrycks & Gimpel, 2016) for what the kernel `takes`, with the
+    first derivative. RuntimeError where it is not `supported`."""
     result: Tensor = _Gelu.apply(x)
     return result
 
@@ -62,7 +68,7 @@ def _(x: Tensor, d_y: Tensor) -> Tensor:
 def _elementwise(which: str, *inputs: Tensor) -> Tensor:
     inputs = tuple(tensor.contiguous() for tensor in inputs)
     result = torch.empty_like(inputs[0])
-    function = getattr(native.library("gelu"), f"gelu_{which}_{DTYPES[result.dtype]}")
+    function = getattr(native.required("gelu"), f"gelu_{which}_{DTYPES[result.dtype]}")
     addresses = map(native.pointer, (*inputs, result))
     function(*addresses, ctypes.c_int64(result.numel()), torch.get_num_threads())
     return result

@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlab.kernels import buffers, gelu
-from gptlab.kernels.linear import bfloat16_linears
+from gptlab.kernels import buffers, gelu, linear
 
 TRAINING_KERNELS = {torch.float32: ("softmax", "gelu"), torch.bfloat16: ("softmax", "gelu", "fused_head", "linear")}
 """What training on a CPU uses, by the precision of its products."""
 
-_torch_gelu, _torch_embedding = F.gelu, F.embedding
+_SUPPORTED = {"gelu": gelu.supported, "linear": linear.supported}
+
+
+def training_kernels(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """What training and scoring use on this device, with products in `dtype`: none but on a CPU."""
+    return TRAINING_KERNELS.get(dtype, ()) if device.type == "cpu" else ()
 
 
 @contextmanager
-def fast_layers() -> Iterator[None]:
+def fast_layers(names: Sequence[str] = tuple(_SUPPORTED)) -> Iterator[None]:
     """Inside, F.linear, F.gelu and F.embedding are the kernels' where these can do the work, and torch's where not.
 
-    So model/gpt.py is plain torch, and whatever else is trained gains as well. The functions are exchanged for the
-    whole process; what other threads call with them gives the same.
+    So model/gpt.py is plain torch, and whatever else is trained gains as well. Of `names`, the run's kernels, "linear"
+    and "gelu" are layers; where one of them can be had on this machine, embeddings are exchanged too
+    (buffers.Embedding). Which can be had is decided once, on entering; `native.torch_only` around it means none.
+
+    The functions are exchanged for the whole process, since backward must find them where it computes a forward again
+    (torch.utils.checkpoint); what they do is decided by who calls them: a thread that has not entered gets torch's, and
+    so does torch.compile, whose own compiler does better with torch's operators. They have a first derivative, by
+    backward(); for a second one, torch.func and forward-mode gradients stay outside.
     """
-    before = F.gelu, F.embedding
-    F.gelu, F.embedding = _gelu, _embedding
+    taken = frozenset(name for name in names if name in _SUPPORTED and _SUPPORTED[name]())
+    token = _taken.set(taken)
+    _exchange(+1)
     try:
-        with bfloat16_linears():
-            yield
+        yield
     finally:
-        F.gelu, F.embedding = before
+        _exchange(-1)
+        _taken.reset(token)
+
+
+_taken: ContextVar[frozenset[str]] = ContextVar("taken", default=frozenset())
+"""The layers that whoever is running has from the kernels."""
+
+_torch_linear, _torch_gelu, _torch_embedding = F.linear, F.gelu, F.embedding
+_lock = threading.Lock()
+_inside = 0
+
+
+def _exchange(entered: int) -> None:
+    """Counts who is inside: the first exchanges the functions, and the last puts torch's back."""
+    global _inside
+    with _lock:
+        _inside += entered
+        ours, torchs = (_linear, _gelu, _embedding), (_torch_linear, _torch_gelu, _torch_embedding)
+        F.linear, F.gelu, F.embedding = ours if _inside else torchs
+
+
+# torch.compiler.is_compiling() comes first below: what is behind it is not traced, and could not be.
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # F.linear's own names
+    if not torch.compiler.is_compiling() and "linear" in _taken.get() and linear.takes(input, weight, bias):
+        return linear.linear(input, weight, bias)
+    return _torch_linear(input, weight, bias)
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor:  # F.gelu's own names
-    if approximate == "tanh" and gelu.supported(input):
+    if not torch.compiler.is_compiling() and approximate == "tanh" and "gelu" in _taken.get() and gelu.takes(input):
         return gelu.gelu(input)
     return _torch_gelu(input, approximate=approximate)
 
@@ -50,7 +89,7 @@ def _embedding(
     sparse: bool = False,
 ) -> Tensor:  # F.embedding's own names
     plain = padding_idx is None and max_norm is None and not scale_grad_by_freq and not sparse
-    if plain and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.requires_grad:
+    if not torch.compiler.is_compiling() and plain and _taken.get() and buffers.takes(weight):
         rows: Tensor = buffers.Embedding.apply(input, weight)
         return rows
     return _torch_embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)

@@ -8,8 +8,6 @@ way into the core's cache, and its gradient is summed and written in float32.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,42 +33,9 @@ def reason() -> str:
     return tiles.reason("linear")
 
 
-@contextmanager
-def bfloat16_linears() -> Iterator[None]:
-    """Inside, F.linear on the CPU under autocast to bfloat16 is done by the kernel (forward and, later, backward).
-
-    Its weight is (out, in) and its bias (out,), both float32 and contiguous, and it is large enough to gain from it
-    (FEWEST_ROWS, FEWEST_PRODUCTS); any other call is torch's, as all are where not `supported()`. The products are
-    rounded as torch's are; the gradients of weight and bias stay as they were summed, in float32, and so does the
-    input's where the input is float32. The same inputs give the same bits with any number of threads. There is no
-    second derivative.
-
-    What computes a forward again in backward (torch.utils.checkpoint) must find the same as the first time, or it
-    raises CheckpointError: then call backward inside too. That is why F.linear itself is exchanged, for the whole
-    process: a TorchFunctionMode is off in all that Tensor.backward calls.
-    """
-    if not supported():
-        yield
-        return
-    before = F.linear
-    F.linear = _linear
-    try:
-        yield
-    finally:
-        F.linear = before
-
-
-_torch_linear = F.linear
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # F.linear's own names
-    if not _fits(input, weight, bias):
-        return _torch_linear(input, weight, bias)
-    y: Tensor = _Linear.apply(input, weight, bias)
-    return y
-
-
-def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether F.linear of these is the kernel's: on the CPU under autocast to bfloat16, x (…, in), weight (out, in) and
+    bias (out,) float32 and contiguous, and large enough to gain from it (FEWEST_ROWS, FEWEST_PRODUCTS)."""
     kept = (weight,) if bias is None else (weight, bias)
     return (
         torch.is_autocast_enabled("cpu")
@@ -84,6 +49,17 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.numel() * len(weight) >= FEWEST_PRODUCTS
         and (bias is None or bias.shape == weight.shape[:1])
     )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear of what the kernel `takes`, (…, out) bfloat16, with the first derivative.
+
+    The products are rounded as torch's are; the gradients of weight and bias stay as they were summed, in float32, and
+    so does the input's where the input is float32. The same inputs give the same bits with any number of threads.
+    RuntimeError where it is not `supported`.
+    """
+    y: Tensor = _Linear.apply(x, weight, bias)
+    return y
 
 
 class _Linear(torch.autograd.Function):
@@ -165,10 +141,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _call(name: str, n: int, weight: Tensor, *tensors: Tensor | None) -> None:
-    if missing := reason():
-        raise RuntimeError(f"no bfloat16 linear layers: {missing}; ask supported() first")
-    library = native.library("linear")
-    assert library is not None
+    library = tiles.library("linear")
     sizes = [*map(ctypes.c_int64, (n, weight.shape[1], weight.shape[0])), torch.get_num_threads()]
     size = library.linear_scratch_bytes
     size.restype = ctypes.c_int64

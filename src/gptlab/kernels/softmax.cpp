@@ -8,7 +8,7 @@
 
 namespace {
 
-// One row of logits: returns -log p(target); where `weight` is not 0 the row becomes weight * (softmax - onehot).
+// One row of logits: returns -log p(target); with `gradient` the row becomes weight * (softmax - onehot).
 // `e` is room for the row's exponentials. Sums run over 16 lanes of blocks and then in double, which keeps the
 // rounding of 50,257 additions away.
 template <typename T>

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.lora import trainable_counts
 from gptlab.settings import Section
 
 SIZES: dict[str, dict[str, int]] = {
@@ -25,7 +26,8 @@ AUTO_CONTEXT = 128
 
 class ModelSettings(Section):
     """A model by its size, by its shape, or a size with some of its numbers changed; with size = "auto" width, depth,
-    dropout, batch and rates are chosen for the data and the minutes given (training/auto.py)."""
+    dropout, batch and rates are chosen for the data and the minutes given (training/auto.py). Beside a recipe's `start`
+    only context, which may be shortened, and dropout."""
 
     kind: Literal["gpt"] = "gpt"
     size: Literal["auto", "mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None
@@ -37,18 +39,17 @@ class ModelSettings(Section):
     tie_head: bool = True
 
     @model_validator(mode="after")
-    def _complete(self) -> ModelSettings:
+    def _consistent(self) -> ModelSettings:
         numbers = self.numbers()
-        if self.size == "auto":
-            if given := [name for name in numbers if name != "context"]:
-                raise ValueError(f"{', '.join(given)}: is chosen by size = auto; leave one of the two out")
-            return self
-        missing = [name for name in SIZES["mini"] if name not in numbers]
-        if missing:
-            raise ValueError(f"{', '.join(missing)}: missing; give them, or size = one of {', '.join(SIZES)}")
-        if numbers["n_embd"] % numbers["n_head"]:
+        if self.size == "auto" and (given := [name for name in numbers if name != "context"]):
+            raise ValueError(f"{', '.join(given)}: is chosen by size = auto; leave one of the two out")
+        if {"n_embd", "n_head"} <= numbers.keys() and numbers["n_embd"] % numbers["n_head"]:
             raise ValueError(f"n_embd = {numbers['n_embd']} is not divisible by n_head = {numbers['n_head']}")
         return self
+
+    def missing(self) -> list[str]:
+        """The numbers of a new model's shape that are neither given nor chosen."""
+        return [] if self.size == "auto" else [name for name in SIZES["mini"] if name not in self.numbers()]
 
     def numbers(self) -> dict[str, int]:
         """n_layer, n_head, n_embd, context: the size's, with what is given beside it put in."""
@@ -58,7 +59,8 @@ class ModelSettings(Section):
 
     def shape(self, vocab_size: int) -> GPTShape:
         """The shape with this vocabulary."""
-        return GPTShape(vocab_size=vocab_size, dropout=self.dropout, tie_head=self.tie_head, **self.numbers())
+        numbers: dict[str, Any] = self.numbers()
+        return GPTShape(vocab_size=vocab_size, dropout=self.dropout, tie_head=self.tie_head, **numbers)
 
 
 def build_model(settings: ModelSettings, vocab_size: int) -> GPT:
@@ -67,8 +69,8 @@ def build_model(settings: ModelSettings, vocab_size: int) -> GPT:
 
 
 def parameter_count(model: GPT) -> int:
-    """All parameters, a tied head counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """All parameters, a tied head counted once, an adapter's among them."""
+    return trainable_counts(model)["all"]
 
 
 def flops_per_token(model: GPT) -> float:
@@ -76,9 +78,11 @@ def flops_per_token(model: GPT) -> float:
 
     6 for each weight that a token is multiplied with (2 forward, 4 backward) and 12 · n_layer · n_embd · context
     for attention: Chowdhery et al., "PaLM" (2022), appendix B. Embeddings are looked up and cost nothing; the
-    output layer counts, tied or not.
+    output layer counts, tied or not. A frozen weight has no gradient of its own, so it takes 4.
     """
     shape = model.shape
     looked_up = model.wpe.weight.numel() + (0 if shape.tie_head else model.wte.weight.numel())
     attention = 12 * shape.n_layer * shape.n_embd * shape.context
-    return 6.0 * (parameter_count(model) - looked_up) + attention
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad and p.dim() == 2)
+    frozen = max(0, frozen - looked_up)
+    return 6.0 * (parameter_count(model) - looked_up) - 2.0 * frozen + attention

@@ -8,28 +8,29 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptlab.errors import ModelError
-from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.gpt import GPT, Activation, GPTShape
+from gptlab.model.nanogpt import is_nanogpt, open_nanogpt
+from gptlab.model.weights import Stored, fill, read_folder, read_json, start_at_mean
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """The weights that Hugging Face's files hold as (in, out)."""
 
-MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
-"""The causal mask, which old files hold among the weights."""
+ACTIVATIONS: dict[str, Activation] = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}
+"""The activation_function of config.json → the shape's."""
+
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 FIXED = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),
@@ -56,33 +57,51 @@ def save_model(model: GPT, folder: Path, *, eos_id: int | None = None) -> None:
     write_tensors(folder / "model.safetensors", _stored_tensors(model))
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu") -> GPT:
-    """The GPT-2 in a Hugging Face folder, in float32 on `device`, in training mode as a new module is.
+def load_model(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    context: int | None = None,
+    vocab_size: int | None = None,
+    dropout: float | None = None,
+) -> GPT:
+    """The GPT-2 in a Hugging Face folder or in nanoGPT's ckpt.pt, in float32 on `device`, in training mode as a new
+    module is.
 
     Reads model.safetensors or pytorch_model.bin (with `weights_only`), whole or in shards, with or without the
     prefix `transformer.`, in any floating-point type. The weights are in memory once: the model is made without
     storage and filled tensor by tensor. ModelError names what is missing, unexpected, wrongly shaped or damaged.
+
+    context:    fewer positions than the model has: its first ones
+    vocab_size: more tokens than the model has: the new rows, of an untied head too, begin at the mean of the others
+    dropout:    in place of the file's
     """
-    config = _read_json(folder / "config.json")
-    try:
-        shape = shape_from_config(config)
-    except ModelError as error:
-        raise ModelError(f"{folder / 'config.json'}: {error}") from None
+    stored = _open(path, dropout)
+    shape = _changed(stored.shape, context, vocab_size)
     with torch.device("meta"):
         model = GPT(shape)
     model.to_empty(device=device)
     if shape.tie_head:
         model.lm_head.weight = model.wte.weight  # to_empty gives each its own storage
-    _fill(model, folder)
+    fill(model, stored)
+    for table in {model.wte.weight, model.lm_head.weight}:  # one of them, where they are tied
+        start_at_mean(table, stored.shape.vocab_size)
     return model
 
 
-def shape_from_config(config: Mapping[str, Any]) -> GPTShape:
-    """The shape that a config.json of GPT-2 describes; ModelError names the field that this model cannot follow."""
+def read_shape(path: Path, *, dropout: float | None = None) -> GPTShape:
+    """The shape of the model that `load_model` would read there, without its weights."""
+    return _open(path, dropout).shape
+
+
+def shape_from_config(config: Mapping[str, Any], *, dropout: float | None = None) -> GPTShape:
+    """The shape that a config.json of GPT-2 describes; ModelError names the field that this model cannot follow.
+
+    `dropout` takes the place of the config's three, which otherwise have to be equal.
+    """
     for name, able in FIXED.items():
-        value = config.get(name, able[0] if name != "model_type" else None)
-        if value not in able:
-            raise ModelError(f"{name} = {value!r}: this GPT-2 can only do {' or '.join(map(repr, able))}")
+        _one_of(config, name, able, default=None if name == "model_type" else able[0])
+    activation = ACTIVATIONS[_one_of(config, "activation_function", tuple(ACTIVATIONS), default="gelu_new")]
     context = config.get("n_positions", config.get("n_ctx"))
     sizes = {"context": context, **{name: config.get(name) for name in ("vocab_size", "n_embd", "n_layer", "n_head")}}
     for name, value in sizes.items():
@@ -90,16 +109,13 @@ def shape_from_config(config: Mapping[str, Any]) -> GPTShape:
             raise ModelError(f"{'n_positions' if name == 'context' else name} = {value!r}: a whole number is wanted")
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
         raise ModelError(f"n_inner = {config['n_inner']}: this GPT-2's is 4 · n_embd = {4 * sizes['n_embd']}")
-    dropouts = {name: config.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-    if len(set(dropouts.values())) > 1:
-        listed = ", ".join(f"{name} = {value}" for name, value in dropouts.items())
-        raise ModelError(f"{listed}: this GPT-2 has one dropout; make them equal (they matter in training alone)")
     try:
         return GPTShape(
             **sizes,
-            dropout=dropouts["resid_pdrop"],
+            dropout=_common_dropout(config) if dropout is None else dropout,
             tie_head=config.get("tie_word_embeddings", True),
             layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+            activation=activation,
         )
     except ValueError as error:
         raise ModelError(str(error)) from None
@@ -153,7 +169,8 @@ def _config(model: GPT) -> dict[str, Any]:
         "n_inner": None,
         "layer_norm_epsilon": shape.layer_norm_epsilon,
         "initializer_range": 0.02,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), shape.dropout),
+        "activation_function": shape.activation,
+        **dict.fromkeys(DROPOUTS, shape.dropout),
         "tie_word_embeddings": shape.tie_head,
         "torch_dtype": str(model.wte.weight.dtype).removeprefix("torch."),
         "use_cache": True,
@@ -161,80 +178,44 @@ def _config(model: GPT) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def _fill(model: GPT, folder: Path) -> None:
-    """Copies the folder's tensors into the model's parameters; ModelError names everything that does not fit."""
-    wanted = dict(model.named_parameters())
-    missing, wrong = set(wanted), []
-    tied_head = None
-    for stored_name, tensor in _read_tensors(folder):
-        name = stored_name.removeprefix("transformer.")
-        if name.endswith(MASK_BUFFERS):
-            continue
-        if name == "lm_head.weight" and model.shape.tie_head:
-            tied_head = tensor
-            continue
-        parameter, turned = wanted.get(name), _turned(name, tensor) if tensor.dim() == 2 else tensor
-        if parameter is None:
-            wrong.append(f"unexpected {stored_name}")
-        elif parameter.shape != turned.shape or not turned.is_floating_point():
-            transposed = _turned(name, parameter) if parameter.dim() == 2 else parameter
-            wrong.append(f"{stored_name} is {_kind(tensor)}, wanted {_kind(transposed)}")
-        else:
-            parameter.copy_(turned)
-        missing.discard(name)
-    if not missing and not wrong and tied_head is not None and not _same(tied_head, model.wte.weight):
-        wrong.append("lm_head.weight is not wte.weight, though config.json ties them (tie_word_embeddings)")
-    wrong = [f"missing {name}" for name in sorted(missing)] + wrong
-    if wrong:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ModelError(f"{folder}: the weights do not fit config.json: {'; '.join(wrong[:8])}{more}")
-
-
-def _same(stored: Tensor, weight: Tensor) -> bool:
-    return stored.shape == weight.shape and torch.equal(stored.to(weight), weight)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in _weight_files(folder):
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt", device="cpu") as stored:
-                    for name in stored.keys():  # noqa: SIM118 (it is no mapping)
-                        yield name, stored.get_tensor(name)
-            else:  # written before 2020 a file is no zip archive, and cannot be mapped
-                yield from torch.load(file, "cpu", weights_only=True, mmap=zipfile.is_zipfile(file)).items()
-        except FileNotFoundError:
-            raise ModelError(f"{file}: is missing, though the index of its shards names it") from None
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-            raise ModelError(f"{file}: cannot be read, it is damaged or no file of weights: {error}") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    names = ("model.safetensors", "pytorch_model.bin")
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return [folder / part for part in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-    raise ModelError(f"{folder}: has no weights: wanted {' or '.join(names)} (or the index of its shards)")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def _open(path: Path, dropout: float | None) -> Stored:
+    if is_nanogpt(path):
+        stored = open_nanogpt(path)
+        return stored if dropout is None else replace(stored, shape=replace(stored.shape, dropout=dropout))
+    config = read_json(path / "config.json")
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror}); a model folder has a config.json") from error
-    except ValueError as error:
-        raise ModelError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ModelError(f"{file}: is not a JSON object")
-    return tree
+        shape = shape_from_config(config, dropout=dropout)
+    except ModelError as error:
+        raise ModelError(f"{path / 'config.json'}: {error}") from None
+    return Stored(path, "config.json", shape, read_folder(path), _turned)
+
+
+def _changed(shape: GPTShape, context: int | None, vocab_size: int | None) -> GPTShape:
+    """The shape with fewer positions and more tokens; ModelError where it would be the other way round."""
+    context = shape.context if context is None else context
+    vocab_size = shape.vocab_size if vocab_size is None else vocab_size
+    if not 1 <= context <= shape.context:
+        raise ModelError(f"context = {context:,}: the model has {shape.context:,} positions; it can only be shortened")
+    if vocab_size < shape.vocab_size:
+        raise ModelError(
+            f"vocab_size = {vocab_size:,}: the model has {shape.vocab_size:,} tokens; it can only be extended"
+        )
+    return replace(shape, context=context, vocab_size=vocab_size)
+
+
+def _one_of(config: Mapping[str, Any], name: str, able: tuple[Any, ...], *, default: Any) -> Any:
+    value = config.get(name, default)
+    if value not in able:
+        raise ModelError(f"{name} = {value!r}: this GPT-2 can only do {' or '.join(map(repr, able))}")
+    return value
+
+
+def _common_dropout(config: Mapping[str, Any]) -> float:
+    dropouts = {name: config.get(name, 0.1) for name in DROPOUTS}
+    if len(set(dropouts.values())) > 1:
+        listed = ", ".join(f"{name} = {value}" for name, value in dropouts.items())
+        raise ModelError(f"{listed}: this GPT-2 has one dropout; make them equal (they matter in training alone)")
+    return next(iter(dropouts.values()))
 
 
 def _write_json(file: Path, tree: Mapping[str, Any]) -> None:

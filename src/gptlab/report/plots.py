@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
 SINGLE = {
     "learning_rate": ("learning_rate", "learning rate"),
     "gradient_norm": ("gradient_norm", "gradient norm before clipping"),
-    "throughput": ("tokens_per_second", "tokens per second"),
+    "throughput": ("tokens_per_second", "{unit}s per second"),
 }
 """Plots of one key of the `step` lines: name → (key, the axis' words)."""
 
@@ -44,17 +44,20 @@ SAYS_NOTHING = 15.0
 Record = dict[str, Any]
 
 
-def draw_plots(metrics: Sequence[Record], folder: Path, unigram_perplexity: float | None = None) -> dict[str, str]:
-    """Writes loss, learning_rate, gradient_norm and throughput as .svg and .png into `folder`.
+def draw_plots(
+    metrics: Sequence[Record], folder: Path, unigram_perplexity: float | None = None, unit: str = "token"
+) -> dict[str, str]:
+    """Writes loss, reward, learning_rate, gradient_norm and throughput as .svg and .png into `folder`.
 
-    Returns name → SVG for a page. A plot for which the run has no two points yet is left out.
+    Returns name → SVG for a page. A plot for which the run has no two points yet is left out. `unit` is what a loss is
+    over: a token, an answer token.
     """
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        figures = {"loss": _loss(metrics, unigram_perplexity)}
-        figures |= {name: _single(metrics, key, words) for name, (key, words) in SINGLE.items()}
+        figures = {"loss": _loss(metrics, unigram_perplexity, unit), "reward": _reward(metrics)}
+        figures |= {name: _single(metrics, key, words.format(unit=unit)) for name, (key, words) in SINGLE.items()}
         return {name: _write(figure, folder / name) for name, figure in figures.items() if figure is not None}
 
 
@@ -67,33 +70,45 @@ def points(metrics: Sequence[Record], event: str, key: str) -> tuple[np.ndarray,
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` values around each (fewer at the ends, symmetrically), so that nothing lags."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    place = np.arange(len(values))
-    reach = np.minimum(np.minimum(place, place[::-1]), window // 2)
-    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+    """The means (n - window + 1,) of all `window` values in a row, of (n,). Drawn over the windows' middles nothing
+    lags, and where a window is not full there is no mean: a single noisy value would look like one."""
+    return np.convolve(values, np.full(window, 1 / window), mode="valid")
 
 
-def _loss(metrics: Sequence[Record], unigram_perplexity: float | None) -> Figure | None:
+def _loss(metrics: Sequence[Record], unigram_perplexity: float | None, unit: str) -> Figure | None:
     steps, losses = points(metrics, "step", "loss")
     if len(steps) < 2:
         return None
-    figure, axes = _axes("loss (nats per token)", size=(7.6, 4.2))
+    figure, axes = _axes(f"loss (nats per {unit})", size=(7.6, 4.2))
     window = max(1, len(steps) // 40) | 1
-    axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8, label="training")
-    axes.plot(steps, smooth(losses, window), color=BLUE, label=f"training, mean of {window} points")
-    for event, colour, style, words in (
-        ("validation_sampled", GREEN, "v--", "validation, a sample"),
-        ("validation", ORANGE, "o-", "validation, whole"),
-    ):
-        at, values = points(metrics, event, "loss")
-        if len(at):
-            axes.plot(at, values, style, color=colour, markersize=4, label=words)
+    thin = {} if window == 1 else {"alpha": 0.3, "linewidth": 0.8}
+    axes.plot(steps, losses, color=BLUE, label="training", **thin)
+    if thin:
+        middles = steps[window // 2 : len(steps) - window // 2]
+        axes.plot(middles, smooth(losses, window), color=BLUE, label=f"training, mean of {window} points")
+    sampled, whole = (points(metrics, event, "loss") for event in ("validation_sampled", "validation"))
+    if len(sampled[0]):
+        axes.plot(*sampled, "v--", color=GREEN, markersize=4, label="validation, a sample")
+    if len(whole[0]):  # seldom, where there is a sample: a line between them would say what nobody measured
+        style = "o" if len(sampled[0]) else "o-"
+        axes.plot(*whole, style, color=ORANGE, markersize=4, label="validation, whole")
     if unigram_perplexity:
         axes.axhline(math.log(unigram_perplexity), color=INK, linewidth=0.8, linestyle=":", label="unigram model")
     if axes.get_ylim()[1] < SAYS_NOTHING:
         _add_perplexity(axes)
     axes.legend(loc="upper right")
+    return figure
+
+
+def _reward(metrics: Sequence[Record]) -> Figure | None:
+    steps, means = points(metrics, "reward", "mean")
+    if len(steps) < 2:
+        return None
+    figure, axes = _axes("mean reward", size=(7.6, 3.2))
+    low, high = (points(metrics, "reward", key)[1] for key in ("low", "high"))
+    axes.fill_between(steps, low, high, color=GREEN, alpha=0.2, linewidth=0, label="95 % interval")
+    axes.plot(steps, means, "o-", color=GREEN, markersize=4, label="mean")
+    axes.legend(loc="lower right")
     return figure
 
 

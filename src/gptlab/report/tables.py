@@ -1,89 +1,83 @@
-"""The report's tables: from facts to words, the same for HTML and Markdown.
-
-A column in which nothing is known is left out.
-"""
+"""The report's tables: from facts to words, the same for HTML and Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptlab import words
-from gptlab.settings import flatten
+from gptlab.report import tuning_tables
+from gptlab.report.table import Pairs as Pairs
+from gptlab.report.table import Table as Table
+from gptlab.report.table import label, make_table, put, text
+from gptlab.report.table import pairs as pairs
 
 WINDOW = ("context", "stride")
-
-Pairs = list[tuple[str, str]]
-"""(what, value) in words."""
-
-Column = tuple[str, Callable[[Mapping[str, Any]], str | None]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Heads and rows of text; `numeric` says of each column whether it holds numbers."""
-
-    heads: list[str]
-    rows: list[list[str]]
-    numeric: list[bool]
 
 
 def key_figures(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, remark) of the handful of numbers a reader looks for first."""
     best, test, cost = facts["best"], facts["test"], facts["cost"]
     found = [
+        *tuning_tables.changes(facts),
         ("validation perplexity", _perplexity(best), f"best, step {words.number(best['step'])}" if best else ""),
         ("test perplexity", _perplexity(test), "the same checkpoint"),
         (
             "unigram model",
-            _put(words.perplexity, facts["unigram_perplexity"]),
+            None if facts["tuning"] else put(words.perplexity, facts["unigram_perplexity"]),
             "knows token frequencies alone",
         ),
-        ("parameters", _put(words.large, facts["parameters"]), ""),
-        ("tokens seen", _put(words.large, cost["tokens"]), _put("{:.2f} epochs".format, cost["epochs"]) or ""),
-        ("training time", _put(words.duration, cost["seconds"]), facts["device"] if cost["seconds"] else ""),
+        ("parameters", put(words.large, facts["parameters"]), tuning_tables.trained_in_words(facts)),
+        (_seen(facts), put(words.large, cost["tokens"]), put("{:.2f} epochs".format, cost["epochs"])),
+        ("training time", put(words.duration, cost["seconds"]), facts["device"] if cost["seconds"] else ""),
     ]
     return [(what, figure, str(remark or "")) for what, figure, remark in found if figure]
 
 
 def scores(facts: Mapping[str, Any]) -> Table:
     """One row for each checkpoint and set of texts scored."""
-    return _table(facts["scores"], [
-        ("model", lambda row: ", step ".join(filter(None, [row["model"], _put(words.number, row.get("step"))]))),
+    unit, dialogues = facts["unit"], facts["dialogues"]
+    window = WINDOW[:1] if dialogues and not dialogues["pack"] else WINDOW  # a dialogue is a row of its own
+    return make_table(facts["scores"], [
+        ("model", lambda row: ", step ".join(filter(None, [row["model"], put(words.number, row.get("step"))]))),
         ("on", lambda row: row["on"]),
-        ("nats per token", lambda row: _put("{:.4f}".format, row.get("loss"))),
-        ("perplexity per token", lambda row: _put(words.perplexity, row.get("perplexity"))),
-        ("of the unigram model", lambda row: _put(words.perplexity, row.get("unigram_perplexity"))),
-        ("perplexity per word", lambda row: _put(words.perplexity, row.get("perplexity_per_word"))),
-        ("bits per byte", lambda row: _put("{:.3f}".format, row.get("bits_per_byte"))),
-        ("tokens scored", lambda row: _put(words.number, row.get("tokens"))),
-        ("context, stride", lambda row: ", ".join(words.number(row[key]) for key in WINDOW if row.get(key))),
+        (f"nats per {unit}", lambda row: put("{:.4f}".format, row.get("loss"))),
+        (f"perplexity per {unit}", lambda row: put(words.perplexity, row.get("perplexity"))),
+        ("of the unigram model", lambda row: put(words.perplexity, row.get("unigram_perplexity"))),
+        ("perplexity per word", lambda row: put(words.perplexity, row.get("perplexity_per_word"))),
+        ("bits per byte", lambda row: put("{:.3f}".format, row.get("bits_per_byte"))),
+        ("tokens scored", lambda row: put(words.number, row.get("tokens"))),
+        (", ".join(window), lambda row: ", ".join(words.number(row[key]) for key in window if row.get(key))),
     ])  # fmt: skip
 
 
 def sources(facts: Mapping[str, Any]) -> Table:
-    """What each source gave, whatever was counted of it."""
+    """What each source gave."""
+    if facts["dialogues"]:
+        return tuning_tables.dialogue_sources(facts["sources"])
     keys = dict.fromkeys(key for row in facts["sources"] for key in row)
     heads = {"name": "source"}
-    return _table(facts["sources"], [(heads.get(key, _label(key)), _value(key)) for key in keys])
+    return make_table(facts["sources"], [(heads.get(key, label(key)), _value(key)) for key in keys])
 
 
 def cost(facts: Mapping[str, Any]) -> Pairs:
     """What the training took."""
     cost, step, total = facts["cost"], facts["step"], facts["total_steps"]
     steps = words.number(step) + (f" of {words.number(total)}" if total and total != step else "") if step else None
+    with_all = cost["seconds"] / step if cost["seconds"] and step else None
     found = [
         ("steps", steps),
-        ("training time", _put(words.duration, cost["seconds"])),
+        ("training time", put(words.duration, cost["seconds"])),
+        ("seconds a step", put(words.number, cost["step_seconds"])),
+        ("with validating, sampling, saving", put(words.number, with_all)),
         ("sessions", words.number(cost["sessions"]) if cost["sessions"] > 1 else None),
-        ("tokens seen", _put(words.number, cost["tokens"])),
-        ("epochs", _put("{:.2f}".format, cost["epochs"])),
-        ("tokens per second", _put(lambda rate: words.number(round(rate)), cost["tokens_per_second"])),
-        ("peak memory", _put(words.size, cost["memory_bytes"])),
-        ("share of the machine's measured peak", _put(words.share, cost["peak_share"])),
+        (_seen(facts), put(words.number, cost["tokens"])),
+        ("epochs", put("{:.2f}".format, cost["epochs"])),
+        (f"{facts['unit']}s per second", put(lambda rate: words.number(round(rate)), cost["tokens_per_second"])),
+        ("peak memory", put(words.size, cost["memory_bytes"])),
+        ("share of the machine's measured peak", put(words.share, cost["peak_share"])),
         ("precision", cost["precision"]),
-        ("micro-batch", _put("{:,} rows".format, cost["micro_batch_size"])),
+        ("micro-batch", put("{:,} rows".format, cost["micro_batch_size"])),
     ]
     return [(what, value) for what, value in found if value]
 
@@ -101,47 +95,20 @@ def sampling(facts: Mapping[str, Any]) -> str:
 
 
 def data(facts: Mapping[str, Any]) -> Pairs:
-    """The tokenizer, and the fingerprints by which a second preparation can be told from this one."""
-    return pairs({"tokenizer": facts["tokenizer"], "fingerprint": facts["fingerprints"]})
+    """How dialogues are read, the tokenizer, and the fingerprints by which a second preparation can be told from this
+    one."""
+    found = pairs({"tokenizer": facts["tokenizer"], "fingerprint": facts["fingerprints"]})
+    return [*tuning_tables.reading(facts["dialogues"]), *found]
 
 
-def pairs(tree: Mapping[str, Any]) -> Pairs:
-    """All there is in a tree of plain values."""
-    known = ((key, value) for key, value in flatten(tree).items() if value not in (None, "", []))
-    return [(_label(key), _text(key, value)) for key, value in known]
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
-    filled = [(head, cells) for head, text in columns if any(cells := [text(row) or "" for row in rows])]
-    numeric = [all(not cell or cell[0].isdigit() or cell == "∞" for cell in cells) for _, cells in filled]
-    return Table(
-        [head for head, _ in filled], [list(row) for row in zip(*(c for _, c in filled), strict=True)], numeric
-    )
+def _seen(facts: Mapping[str, Any]) -> str:
+    """What the run's tokens are called: of dialogues more are read than are learned."""
+    return "tokens seen" if facts["unit"] == "token" else f"{facts['unit']}s learned from"
 
 
 def _value(key: str) -> Callable[[Mapping[str, Any]], str | None]:
-    return lambda row: _put(lambda value: _text(key, value), row.get(key))
-
-
-def _text(key: str, value: Any) -> str:
-    """A value in the words that fit its key."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float) and key.endswith("bytes"):
-        return words.size(value)
-    if isinstance(value, int | float):
-        return f"{value:.4g}" if abs(value) < 1000 else words.number(value)
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _label(key: str) -> str:
-    """`"tokenizer.vocab_size"` → `"tokenizer: vocab size"`."""
-    return key.replace("_", " ").replace(".", ": ")
-
-
-def _put(text: Callable[[Any], str], value: Any) -> str | None:
-    return None if value is None else text(value)
+    return lambda row: put(lambda value: text(key, value), row.get(key))
 
 
 def _perplexity(row: Mapping[str, Any] | None) -> str | None:
-    return _put(words.perplexity, row.get("perplexity")) if row else None
+    return put(words.perplexity, row.get("perplexity")) if row else None

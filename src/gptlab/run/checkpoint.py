@@ -1,8 +1,8 @@
 """What is inside a checkpoint; written atomically, verified before it is read.
 
-A checkpoint is a folder in Hugging Face's format (model, tokenizer) and, for continuing, optimizer.safetensors
-(keyed by parameter name), random.safetensors and state.json. manifest.json has the size and SHA-256 of every
-file: a folder without a valid manifest does not exist for the reader.
+A checkpoint is a folder in Hugging Face's format (model or PEFT's adapter, tokenizer, chat template) and, for
+continuing, optimizer.safetensors (keyed by parameter name), random.safetensors and state.json. manifest.json has the
+size and SHA-256 of every file: a folder without a valid manifest does not exist for the reader.
 
     .NAME.writing    being written; never read, removed by the next save
     .NAME.replaced   what NAME was, while a new NAME is put in its place
@@ -25,13 +25,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptlab.errors import CheckpointError
+from gptlab.model.adapter import save_adapter
 from gptlab.model.gpt import GPT
 from gptlab.model.huggingface import save_model, write_tensors
+from gptlab.model.lora import lora_settings
 from gptlab.run.files import flush_folder, from_json, to_json, write_text
+from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
 from gptlab.words import size
 
-MANIFEST, STATE = "manifest.json", "state.json"
+MANIFEST, STATE, BASE = "manifest.json", "state.json", "base.json"
 OPTIMIZER, RANDOM = "optimizer.safetensors", "random.safetensors"
 LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(writing|replaced|removing)")
 
@@ -55,15 +58,50 @@ class TrainingState:
     random: dict[str, Tensor]
 
 
-def save_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, state: TrainingState | None) -> None:
-    """Writes a checkpoint; without `state` one that can be read but not continued.
+@dataclass(frozen=True)
+class Base:
+    """The model that a run's adapter adds to (run/base.py finds it again).
+
+    name:        as PEFT is to find it: a name on the hub, or an absolute folder
+    folder:      where it is
+    fingerprint: of its weights
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+    def write(self, checkpoint: Path, place: Path) -> None:
+        """base.json into the folder `checkpoint`, which is to stand at `place`."""
+        relative = os.path.relpath(self.folder.absolute(), place.absolute())
+        tree = {"folder": Path(relative).as_posix(), "fingerprint": self.fingerprint}
+        (checkpoint / BASE).write_text(to_json(tree, indent=2) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    state: TrainingState | None,
+    *,
+    template: Template | None = None,
+    base: Base | None = None,
+) -> None:
+    """Writes a checkpoint; without `state` one that can be read but not continued. With a `base` the model is an
+    adapted one, of which only the adapter is written.
 
     CheckpointError before anything is written where the disk is too small; see `write_folder`.
     """
 
     def write(temporary: Path) -> None:
-        save_model(model, temporary, eos_id=tokenizer.eos_id)
+        if base is None:
+            save_model(model, temporary, eos_id=template.end_id(tokenizer) if template else tokenizer.eos_id)
+        else:
+            save_adapter(model, temporary, base=base.name)
+            base.write(temporary, folder)
         tokenizer.save(temporary, context=model.shape.context)
+        if template is not None:
+            template.save(temporary)
         if state is not None:
             write_tensors(temporary / OPTIMIZER, state.optimizer)
             write_tensors(temporary / RANDOM, state.random)
@@ -75,7 +113,8 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, state: Train
 
 def checkpoint_bytes(model: GPT, state: TrainingState | None) -> int:
     """The size of a checkpoint: its tensors, and 100 bytes for each token of the vocabulary and 100 kB besides."""
-    tensors: list[Tensor] = [*model.parameters()]
+    adapted = lora_settings(model) is not None
+    tensors: list[Tensor] = [p for p in model.parameters() if p.requires_grad or not adapted]
     if state is not None:
         tensors += [*state.optimizer.values(), *state.random.values()]
     return sum(tensor.nbytes for tensor in tensors) + 100 * model.shape.vocab_size + 100_000

@@ -9,17 +9,25 @@ from typing import Literal
 import torch
 
 from gptlab.device import pick_device
-from gptlab.errors import GptlabError, ModelError, TokenizerError, nearest
+from gptlab.errors import GptlabError, ModelError, TokenizerError, UserError, nearest
+from gptlab.model.adapter import adapter_vocab_size, is_adapter, load_adapter
 from gptlab.model.gpt import GPT
 from gptlab.model.huggingface import load_model
+from gptlab.model.lora import merge_lora
+from gptlab.model.nanogpt import is_nanogpt
+from gptlab.run.base import find_base
 from gptlab.run.checkpoint import MANIFEST, verify_folder
 from gptlab.run.run import RECIPE, Run, run_names
+from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
 from gptlab.text.vocabulary import FILES, PAIRS, TOKENIZER_JSON
 
 Which = Literal["best", "last"] | int | None
 
-SAFE_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", *FILES)
+SAFE_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", *FILES,
+)  # fmt: skip
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """What is fetched from the hub; the second only where a repository has no safetensors."""
 
@@ -28,16 +36,20 @@ PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 class OpenModel:
     """A model ready to use.
 
-    model:     in eval mode, on its device
+    model:     in eval mode, on its device; an adapter is merged into its base
     tokenizer: the folder's, None where it has none
+    template:  how it is talked to; None for a base model, which writes on from text, and where it cannot be used
+    template_fault: why it cannot be used, else ""
     folder:    where it was read
     name:      what it was called by
     """
 
     model: GPT
     tokenizer: Tokenizer | None
+    template: Template | None
     folder: Path
     name: str
+    template_fault: str = ""
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer; TokenizerError where the folder has none."""
@@ -63,19 +75,56 @@ def open_model(
     """
     at = device if isinstance(device, torch.device) else pick_device(device)
     folder = find_model(str(name), runs=Path(runs), checkpoint=checkpoint)
-    tokenizer = Tokenizer.read(folder) if _has_tokenizer(folder) else None
-    model = load_model(folder, device=at).eval()
+    tokenizer = read_tokenizer(folder)
+    model = load_weights(folder, device=at, runs=Path(runs)).eval()
     if tokenizer is not None and tokenizer.vocab_size > model.shape.vocab_size:
         raise TokenizerError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.shape.vocab_size:,}: "
             "they do not belong together"
         )
-    return OpenModel(model, tokenizer, folder, str(name))
+    template, fault = None, ""
+    try:
+        template = read_template(folder, tokenizer)
+    except TokenizerError as error:  # a model with a strange template still writes text
+        fault = str(error)
+    return OpenModel(model, tokenizer, template, folder, str(name), fault)
+
+
+def load_weights(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    runs: Path = Path("runs"),
+    context: int | None = None,
+    vocab_size: int | None = None,
+    dropout: float | None = None,
+    merged: bool = True,
+) -> GPT:
+    """The model in a folder, as `load_model` reads it; an adapter with its base, merged into it or as it is trained."""
+    if not is_adapter(folder):
+        return load_model(folder, device=device, context=context, vocab_size=vocab_size, dropout=dropout)
+    base = find_base(folder, lambda name: find_model(name, runs=runs))
+    vocab_size = vocab_size or adapter_vocab_size(folder)
+    model = load_model(base, device=device, context=context, vocab_size=vocab_size, dropout=dropout)
+    load_adapter(model, folder)
+    if merged:
+        merge_lora(model)
+    return model
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a model's folder, None where it has none."""
+    return Tokenizer.read(folder) if folder.is_dir() and _has_tokenizer(folder) else None
+
+
+def read_template(folder: Path, tokenizer: Tokenizer | None) -> Template | None:
+    """The chat template in a model's folder, None where it has none."""
+    return Template.read(folder, tokenizer.eos) if tokenizer is not None else None
 
 
 def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None) -> Path:
-    """The folder of a model: an existing path (checkpoint, Hugging Face folder or run), else a run under `runs`,
-    else a repository on the hub, which is downloaded.
+    """The folder of a model: an existing path (checkpoint, Hugging Face or PEFT folder, run, nanoGPT's ckpt.pt), else
+    a run under `runs`, else a repository on the hub, which is downloaded.
 
     `checkpoint` chooses one of a run's (see `Run.checkpoint`). ModelError says what was looked for where.
     """
@@ -89,14 +138,26 @@ def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None
     if not path.exists():
         return _from_hub(name, f"there is no folder {path} and no run {runs / name}{_near(name, runs)}")
     if not _is_model(path):
-        raise ModelError(f"{path}: is no model: it has neither config.json (a model) nor {RECIPE} (a run)")
+        raise ModelError(
+            f"{path}: is no model: it has neither config.json (a model), adapter_config.json (an adapter), ckpt.pt "
+            f"(nanoGPT's) nor {RECIPE} (a run)"
+        )
     if (path / MANIFEST).exists():
         verify_folder(path)
     return path
 
 
+def parse_checkpoint(which: str | None) -> Which:
+    """What a person wrote after --checkpoint; UserError where it is neither best, last nor a number."""
+    if which is None or which == "best" or which == "last":
+        return which  # type: ignore[return-value]
+    if which.isdecimal():
+        return int(which)
+    raise UserError(f"--checkpoint {which}: wanted best, last or the number of a step")
+
+
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file()
+    return (path / "config.json").is_file() or is_adapter(path) or is_nanogpt(path)
 
 
 def _near(name: str, runs: Path) -> str:
@@ -110,7 +171,7 @@ def _from_hub(name: str, looked: str) -> Path:
         raise ModelError(f"{name}: {looked}, and it is no name on the hub (OWNER/NAME)")
     try:
         folder = download_files(name, SAFE_FILES)
-        if not [*folder.glob("model*.safetensors")]:
+        if not [*folder.glob("*model*.safetensors")]:
             folder = download_files(name, (*SAFE_FILES, *PICKLED_FILES))
         return folder
     except GptlabError as error:

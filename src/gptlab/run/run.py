@@ -19,14 +19,15 @@ from filelock import FileLock, Timeout
 from gptlab.errors import CheckpointError, RunError, nearest
 from gptlab.model.gpt import GPT
 from gptlab.run import checkpoint as checkpoints
-from gptlab.run.checkpoint import TrainingState
+from gptlab.run.checkpoint import Base, TrainingState
 from gptlab.run.files import append_records, from_json, read_records, read_tree, to_json, write_bytes, write_text
 from gptlab.settings import Tree, read_toml, to_toml
+from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
 
 RECIPE, ORIGIN, STATE, EVALUATION = "recipe.toml", "origin.json", "state.json", "evaluation.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
-CHECKPOINTS, BEST, LAST, LOCK = "checkpoints", "best", "last", ".lock"
+CHECKPOINTS, BASE, BEST, LAST, LOCK = "checkpoints", "base", "best", "last", ".lock"
 SMALL_FILES = (ORIGIN, STATE, METRICS, SAMPLES, EVALUATION, BEST, LAST, RECIPE)
 """What a mirror has besides the checkpoints. The recipe comes last: it is what makes a folder a run."""
 
@@ -101,6 +102,11 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def base_folder(self) -> Path:
+        """Where a LoRA run's base model is: a link, or a folder of its own."""
+        return self.folder / BASE
 
     @property
     def report_files(self) -> ReportFiles:
@@ -179,15 +185,24 @@ class Run:
         return sorted(int(entry.name) for entry in found if entry.name.isdecimal())
 
     def save_checkpoint(
-        self, step: int, model: GPT, tokenizer: Tokenizer, state: TrainingState, *, keep: int, best: bool
+        self,
+        step: int,
+        model: GPT,
+        tokenizer: Tokenizer,
+        state: TrainingState,
+        *,
+        keep: int,
+        best: bool,
+        template: Template | None = None,
+        base: Base | None = None,
     ) -> Path:
-        """Writes checkpoints/STEP and makes it `last`, and the best if it is.
+        """Writes checkpoints/STEP and makes it `last`, and the best if it is; `base` is that of an adapted model.
 
         Of the older ones the newest stay, so that there are `keep` that training can continue from, and the
         best one, which then keeps no optimizer state. CheckpointError where the disk does not take it.
         """
         folder = self._at(step)
-        checkpoints.save_checkpoint(folder, model, tokenizer, state)
+        checkpoints.save_checkpoint(folder, model, tokenizer, state, template=template, base=base)
         for pointer in (BEST, LAST) if best else (LAST,):
             write_text(self.folder / pointer, folder.name + "\n")
         self._prune(step, keep)

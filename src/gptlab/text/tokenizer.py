@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,15 @@ from gptlab.errors import TokenizerError
 from gptlab.hub import download_files, is_hub_name
 from gptlab.settings import Section
 from gptlab.text.engines import fast_engine, reference_engine, train_bpe, with_special_tokens
-from gptlab.text.vocabulary import EOS, FILES, TOKENIZER_JSON, Vocabulary, read_vocabulary, token_bytes
+from gptlab.text.vocabulary import (
+    EOS,
+    FILES,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    Vocabulary,
+    read_vocabulary,
+    token_bytes,
+)
 
 if TYPE_CHECKING:
     import tiktoken
@@ -37,7 +46,8 @@ class Tokenizer:
     """A byte-level BPE tokenizer. Immutable; one may be used from several threads at once.
 
     vocab_size:     1 + the highest id
-    eos_id:         the id of the token that ends a document
+    eos:            the token that ends a document, as text
+    eos_id:         its id
     special_tokens: special token → id (EOS among them)
     fingerprint:    16 hex digits, equal for the same tokenizer from whichever format it was read
     """
@@ -45,7 +55,8 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self.special_tokens: dict[str, int] = dict(vocabulary.special_tokens)
-        self.eos_id: int = self.special_tokens[vocabulary.eos]
+        self.eos: str = vocabulary.eos
+        self.eos_id: int = self.special_tokens[self.eos]
         self.vocab_size: int = 1 + max(*vocabulary.tokens.values(), *self.special_tokens.values())
 
     @classmethod
@@ -68,6 +79,22 @@ class Tokenizer:
             )
         return cls(train_bpe(texts, vocab_size))
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """This tokenizer with these special tokens too: those it lacks get the ids from `vocab_size` on, in order.
+
+        TokenizerError where an ordinary token of the vocabulary is written so: it would lose its meaning.
+        """
+        new = [token for token in dict.fromkeys(tokens) if token not in self.special_tokens]
+        if not new:
+            return self
+        if taken := [token for token in new if not token or token in self._vocabulary.tokens]:
+            raise TokenizerError(
+                f"{taken[0]!r} cannot be a special token: it is empty or an ordinary token of this vocabulary; take "
+                f"another name, such as {f'<|{taken[0]}|>'!r}"
+            )
+        ids = {token: self.vocab_size + n for n, token in enumerate(new)}
+        return Tokenizer(replace(self._vocabulary, special_tokens={**self.special_tokens, **ids}))
+
     @property
     def fingerprint(self) -> str:
         return self._vocabulary.fingerprint
@@ -77,10 +104,14 @@ class Tokenizer:
         if not special:
             return self._encode(text).tolist()
         ids: list[int] = []
-        for part in self._special_pattern.split(text):
-            number = self.special_tokens.get(part)
+        for part, number in self.split_special(text):
             ids += self._encode(part).tolist() if number is None else [number]
         return ids
+
+    def split_special(self, text: str) -> list[tuple[str, int | None]]:
+        """`text` cut at its special tokens: each of them with its id, the text between them with None."""
+        parts = self._special_pattern.split(text)
+        return [(part, self.special_tokens.get(part)) for part in parts if part]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, (n,) uint32, special tokens as ordinary text. The GIL is free meanwhile."""
@@ -104,13 +135,12 @@ class Tokenizer:
         `context` is written as model_max_length. No padding token is named: EOS is learned, and padding it would
         hide it from the loss.
         """
-        eos = self._vocabulary.eos
         config: dict[str, Any] = {
             "tokenizer_class": "GPT2Tokenizer",
             "add_prefix_space": False,
-            "bos_token": eos,
-            "eos_token": eos,
-            "unk_token": eos,
+            "bos_token": self.eos,
+            "eos_token": self.eos,
+            "unk_token": self.eos,
             "clean_up_tokenization_spaces": False,
         }
         if context is not None:
@@ -118,7 +148,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         content = with_special_tokens(self._reference, self.special_tokens).to_str(pretty=True)
         (folder / TOKENIZER_JSON).write_text(content, encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _encode_group(self, texts: list[str]) -> list[np.ndarray]:
         """Several documents in one call, with EOS between them, which tiktoken cuts at before it does anything else.
@@ -126,12 +156,11 @@ class Tokenizer:
         A call for each would cost as much as its text does where documents are short, and threads would wait for
         each other.
         """
-        eos = self._vocabulary.eos
-        joined = eos.join(texts)
-        if self._fast is None or joined.split(eos) != texts:  # EOS is written in one of them
+        joined = self.eos.join(texts)
+        if self._fast is None or joined.split(self.eos) != texts:  # EOS is written in one of them
             return [self._encode(text) for text in texts]
         try:
-            ids = self._fast.encode_to_numpy(joined, allowed_special={eos}, disallowed_special=())
+            ids = self._fast.encode_to_numpy(joined, allowed_special={self.eos}, disallowed_special=())
         except ValueError:
             return [self._encode(text) for text in texts]
         ends = np.flatnonzero(ids == self.eos_id).tolist()

@@ -20,8 +20,9 @@ EOS = "<|endoftext|>"
 """GPT-2's one special token: it stands between documents and ends an answer."""
 
 TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-FILES = (TOKENIZER_JSON, *(name for pair in PAIRS for name in pair), "tokenizer_config.json", "added_tokens.json")
+FILES = (TOKENIZER_JSON, *(name for pair in PAIRS for name in pair), TOKENIZER_CONFIG, "added_tokens.json")
 """Every file name that reading a tokenizer may look at."""
 
 
@@ -110,9 +111,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise TokenizerError(f"{path}: there is no such file or folder to read a tokenizer from")
     tokens_path, merges_path = _files(path)
     content = _read_json(tokens_path)
-    merges = _read_text(merges_path) if merges_path else None
-    added = _read_optional(tokens_path.with_name("added_tokens.json"))
-    eos = _eos(_read_optional(tokens_path.with_name("tokenizer_config.json")))
+    merges = read_text(merges_path) if merges_path else None
+    added = read_optional(tokens_path.with_name("added_tokens.json"))
+    eos = _eos(read_optional(tokens_path.with_name(TOKENIZER_CONFIG)))
     try:
         return _from_tokenizer_json(content, eos) if merges is None else _from_pair(content, merges, added, eos)
     except TokenizerError as error:
@@ -209,7 +210,8 @@ def _eos(config: Mapping[str, Any]) -> str:
     return (eos.get("content") if isinstance(eos, dict) else eos) or EOS
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file; TokenizerError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -218,13 +220,14 @@ def _read_text(path: Path) -> str:
         raise TokenizerError(f"{path}: is not UTF-8 text (byte {error.start})") from error
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no file; TokenizerError where it holds none."""
     return _read_json(path) if path.exists() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, dict):

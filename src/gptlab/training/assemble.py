@@ -13,8 +13,7 @@ from gptlab.device import float32_products, measure_peak_flops, pick_device, pic
 from gptlab.errors import CheckpointError, TrainingStopped
 from gptlab.kernels.layers import TRAINING_KERNELS
 from gptlab.kernels.native import kernels
-from gptlab.model.build import build_model, flops_per_token, parameter_count
-from gptlab.model.huggingface import load_model
+from gptlab.model.build import flops_per_token
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.checkpoint import load_state
 from gptlab.run.run import Run
@@ -29,8 +28,9 @@ from gptlab.training.continuing import (
 )
 from gptlab.training.ending import evaluate_ends, in_words
 from gptlab.training.fit import decide_micro_batch, memory_errors
+from gptlab.training.judge import Judge
 from gptlab.training.loop import Engine, State, deterministic, train
-from gptlab.training.optimizer import Optimizer
+from gptlab.training.optimizer import Optimizer, check_device
 from gptlab.training.origin import make_origin
 from gptlab.training.prepare import prepare
 from gptlab.training.progress import Progress
@@ -43,6 +43,7 @@ from gptlab.training.screen import (
     screen,
     sources_table,
 )
+from gptlab.training.start import find_start, make_model, outline
 from gptlab.training.watch import RunWatcher, stop_signals
 
 
@@ -66,6 +67,7 @@ def train_recipe(
     """
     progress = progress or Progress()
     place = pick_device(device)
+    check_device(recipe.optimizer, place)
     check_folder(runs / recipe.name)
     existing, recipe = find_run(recipe, runs, fresh=fresh, say=progress.say)
     if existing and is_finished(existing, recipe):
@@ -78,26 +80,26 @@ def train_recipe(
     if kept:
         precision = replace(precision, reason="as it began")
 
-    data = prepare(recipe, progress)
+    start, recipe = find_start(recipe, existing, runs)
+    data = prepare(recipe, progress, start)
     progress.table("data", *sources_table(data))
     with float32_products(place, kept.get("float32_products")) as products:  # the peak of those that training takes
         peak_flops = measure_peak_flops(place, precision.dtype)
-    recipe = choose_size(
-        recipe, tokens=data.corpus.train.count, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops
-    )
+    recipe = choose_size(recipe, tokens=data.rows.scored, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops)
     objective = LanguageObjective()
     with progress.busy("predicting memory"):
         fit = decide_micro_batch(
-            recipe, data.tokenizer.vocab_size, len(data.rows), objective, device=place, precision=precision,
-            kept=kept.get("micro_batch_size"),
+            recipe, lambda: outline(recipe, data.tokenizer.vocab_size, start), data.rows, objective,
+            device=place, precision=precision, kept=kept.get("micro_batch_size"),
         )  # fmt: skip
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, data.tokenizer.vocab_size)
+    judge = Judge.of(recipe.samples, data, recipe.seed, device)
+    with torch.device("meta"):
+        shapes = outline(recipe, data.tokenizer.vocab_size, start)
     folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
     recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
-    disk_bytes = checkpoint_disk_bytes(model, recipe.checkpoints.keep)
+    disk_bytes = checkpoint_disk_bytes(shapes, recipe.checkpoints.keep)
     check_disk(folder, disk_bytes)
-    origin = make_origin(data, place, parameter_count(model), command)
+    origin = make_origin(data, place, shapes, command, start)
     run = open_run(existing, recipe, folder, origin, progress.say)
 
     with (
@@ -112,9 +114,8 @@ def train_recipe(
         if checkpoint is None and run.steps():
             raise CheckpointError(f"{run.folder}: none of its checkpoints can be continued from; --fresh starts over")
         length = bring_up_to_date(run, recipe, data, int(checkpoint.name) if checkpoint else 0, progress.say)
-        if checkpoint:
-            model = load_model(checkpoint)
-        model.activation_checkpointing = recipe.training.activation_checkpointing
+        torch.manual_seed(recipe.seed)
+        model, base = make_model(recipe, data.tokenizer, start, run, checkpoint, runs)
         model.to(place)
         engine = Engine(
             model=cast(nn.Module, torch.compile(model)) if recipe.training.compile else model,
@@ -129,8 +130,9 @@ def train_recipe(
             run=run,
             engine=engine,
             model=model,
-            tokenizer=data.tokenizer,
-            text=data.validation,
+            data=data,
+            base=base,
+            judge=judge,
             cadence=make_cadence(recipe, len(data.rows)),
             validation=recipe.validation,
             samples=recipe.samples,
@@ -150,12 +152,11 @@ def train_recipe(
         run.cut(state.step)
 
         progress.say(f"{run.folder} " + (f"continues after step {state.step:,}" if state.step else "begins"))
-        progress.say(
-            screen(
-                recipe, data, model, fit, length, machine_in_words(place, precision, peak_flops, written_in), disk_bytes
-            )
-        )
+        machine = machine_in_words(place, precision, peak_flops, written_in)
+        progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
         watcher.began(state, length, command)
+        if start and not state.step:
+            watcher.evaluate_start(state)
         try:
             with stop_signals(progress.say) as watcher.stop_asked:
                 train(
@@ -168,7 +169,7 @@ def train_recipe(
             raise
         finally:
             progress.end()
-        scores = evaluate_ends(run, engine, data, progress)
+        scores = evaluate_ends(run, engine, data, runs, progress)
         run.write_evaluation(scores)
         progress.say(in_words(scores))
         watcher.write_state(state, length, "finished")

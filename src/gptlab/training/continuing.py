@@ -47,9 +47,17 @@ def find_run(
             return None, recipe
         say(f"{folder} was gone: restored from {mirror}")
         run = restored
-    recipe = as_chosen(recipe, run.recipe)
+    recipe = _with_context(as_chosen(recipe, run.recipe), run)
     _refuse_differences(run, recipe)
     return run, recipe
+
+
+def _with_context(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe with the context of the start that the run found."""
+    if recipe.start is None or recipe.model.context is not None:
+        return recipe
+    model = recipe.model.model_copy(update={"context": run.recipe["model"]["context"]})
+    return recipe.model_copy(update={"model": model})
 
 
 def _mirror(recipe: Recipe) -> Path | None:
@@ -166,7 +174,8 @@ def make_length(settings: TrainingSettings, data: Prepared, decided: list[Any]) 
     if settings.max_steps is not None:
         return Length.fixed(settings.max_steps)
     if settings.tokens is not None:
-        epochs, left = divmod(math.ceil(settings.tokens / data.rows.context), len(data.rows))
+        tokens_a_row = data.rows.scored / len(data.rows)
+        epochs, left = divmod(math.ceil(settings.tokens / tokens_a_row), len(data.rows))
         return Length.fixed(epochs * per_epoch + steps_per_epoch(left, settings.batch_size))
     assert settings.epochs is not None
     return Length.fixed(max(1, math.ceil(settings.epochs * per_epoch)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.windows import ScoredWindows
+from gptlab.data.batch import TextRows
 from gptlab.errors import TrainingStopped
 from gptlab.evaluation.scores import Scorer, unigram_loss
-from gptlab.model.huggingface import load_model
 from gptlab.objectives.base import exp
+from gptlab.run.open import load_weights
 from gptlab.run.run import Run
 from gptlab.training.loop import Engine
 from gptlab.training.prepare import Prepared
@@ -17,8 +18,9 @@ from gptlab.training.progress import Progress
 from gptlab.words import number, perplexity
 
 
-def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) -> dict[str, Any]:
-    """The whole validation set by the best and the last checkpoint, and the test set, once, by the best.
+def evaluate_ends(run: Run, engine: Engine, data: Prepared, runs: Path, progress: Progress) -> dict[str, Any]:
+    """The whole validation set by the best and the last checkpoint (and what a start was worth), and the test set,
+    once, by the best.
 
     TrainingStopped where there is no best one, since no loss on validation was finite.
     """
@@ -31,22 +33,24 @@ def evaluate_ends(run: Run, engine: Engine, data: Prepared, progress: Progress) 
     best, last = run.checkpoint("best"), run.checkpoint("last")
     scored = {line["step"]: line for line in run.metrics("validation")}
     scores: dict[str, Any] = {"context": context, "stride": context}
+    splits = {name: rows for name, rows in (("validation", data.validation), ("test", data.test)) if rows}
+    trained = data.rows.targets_array()
+    unigram = {name: exp(unigram_loss(trained, rows.targets_array(), vocab_size)) for name, rows in splits.items()}
 
-    unigram = {
-        text: exp(unigram_loss(data.corpus.train.tokens, text.file.tokens, vocab_size))
-        for text in (data.validation, data.test)
-        if text
-    }
+    def finish(values: Mapping[str, Any], split: str) -> dict[str, float]:
+        of_the_run = ("event", "step", "seconds")
+        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": unigram[split]}
 
-    def score(checkpoint: Path, split: str, text: ScoredWindows) -> dict[str, float]:
+    def score(checkpoint: Path, split: str, rows: TextRows) -> dict[str, float]:
         values = scored.get(int(checkpoint.name)) if split == "validation" else None
         if values is None:
-            model = load_model(checkpoint, device=engine.device)
+            model = load_weights(checkpoint, device=engine.device, runs=runs, context=context)
             with progress.busy(f"scoring {split} by step {checkpoint.name}") as tell:
-                values = scorer.text(model, text, lambda done, total: tell(f"{done:,}/{total:,} rows"))
-        of_the_run = ("event", "step", "seconds")
-        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": unigram[text]}
+                values = scorer.text(model, rows, lambda done, total: tell(f"{done:,}/{total:,} rows"))
+        return finish(values, split)
 
+    if 0 in scored:
+        scores["start"] = {"step": 0, "validation": finish(scored[0], "validation")}
     for which, checkpoint in {"best": best, **({} if last == best else {"last": last})}.items():
         scores[which] = {"step": int(checkpoint.name), "validation": score(checkpoint, "validation", data.validation)}
     if data.test:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from gptlab.data.batch import TextRows
 from gptlab.device import Precision, available_memory, current_memory
 from gptlab.errors import MemoryLimitError
-from gptlab.model.build import build_model
+from gptlab.model.gpt import GPT
 from gptlab.objectives.base import Objective
 from gptlab.training.memory import choose_micro_batch, predict_peak_bytes, process_bytes
 from gptlab.training.recipe import Recipe
@@ -21,7 +21,7 @@ SAFE_SHARE = 0.9
 """Of the memory that is available so much may be used: other programs also live."""
 
 WHAT_HELPS = (
-    "What helps, the most first: training.activation_checkpointing=true, optimizer.kind=adafactor, a shorter "
+    "What helps, the most first: training.activation_checkpointing=true, [lora], optimizer.state=8bit, a shorter "
     "model.context, a smaller model"
 )
 
@@ -37,8 +37,8 @@ class Fit:
 
 def decide_micro_batch(
     recipe: Recipe,
-    vocab_size: int,
-    n_rows: int,
+    make_model: Callable[[], GPT],
+    rows: TextRows,
     objective: Objective,
     *,
     device: torch.device,
@@ -49,11 +49,18 @@ def decide_micro_batch(
 
     On a CPU an allocation that is too large is not refused but killed later, so "auto" is decided by prediction:
     the largest of batch_size, its half, its quarter, … that fits; MemoryLimitError where not even one row does.
-    On a GPU it begins with all rows, and the loop halves them if they do not fit: all rows of a corpus are as
-    long as each other, so the first batch is also the worst.
+    On a GPU it begins with all rows, and the loop halves them if they do not fit.
+
+    `make_model` makes the model as the run trains it, adapted or not; rows of the longest length are counted.
     """
-    batch_size = min(recipe.training.batch_size, n_rows)
-    predict = _predictor(recipe, vocab_size, batch_size, objective, precision)
+    batch_size = min(recipe.training.batch_size, len(rows))
+
+    def predict(micro_batch_size: int) -> int:
+        return predict_peak_bytes(
+            make_model, objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
+            batch_size=batch_size, context=rows.context,
+        )  # fmt: skip
+
     available = available_memory(device)
     wanted = recipe.training.micro_batch_size if recipe.training.micro_batch_size != "auto" else kept
     on_cpu = device.type == "cpu"
@@ -80,20 +87,3 @@ def memory_errors() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise MemoryLimitError(f"the memory is not enough: {error}. {WHAT_HELPS}") from error
-
-
-def _predictor(
-    recipe: Recipe, vocab_size: int, batch_size: int, objective: Objective, precision: Precision
-) -> Callable[[int], int]:
-    def make_model() -> Any:
-        model = build_model(recipe.model, vocab_size)
-        model.activation_checkpointing = recipe.training.activation_checkpointing
-        return model
-
-    def predict(micro_batch_size: int) -> int:
-        return predict_peak_bytes(
-            make_model, objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
-            batch_size=batch_size, context=recipe.model.numbers()["context"],
-        )  # fmt: skip
-
-    return predict

@@ -158,7 +158,7 @@ def gradients(engine: Engine, batch: Batch) -> dict[str, Tensor]:
                 for part in batch.split(engine.micro_batch_size):
                     with autocast(engine.device, engine.precision):
                         sums = engine.objective(engine.model, part.to(engine.device))
-                    engine.scaler.scale(sums["loss"] / batch.weight).backward()
+                    engine.scaler.scale(sums["loss"] / (batch.weight or 1.0)).backward()
                     for key, value in sums.items():
                         totals[key] = totals.get(key, 0) + value.detach()
             return totals
@@ -168,7 +168,7 @@ def gradients(engine: Engine, batch: Batch) -> dict[str, Tensor]:
         if rows == 1:
             raise MemoryLimitError(
                 "not even one row fits into this GPU's memory. What helps: training.activation_checkpointing=true, "
-                "optimizer.kind=adafactor, a shorter model.context, a smaller model"
+                "optimizer.state=8bit, a shorter model.context, a smaller model"
             )
         sums = totals = {}
         torch.cuda.empty_cache()
@@ -229,7 +229,7 @@ class _Log:
         norm = float(self.norms) / self.steps
         seconds = time.perf_counter() - self.began_at  # after the values have been waited for
         rate = self.engine.optimizer.rate
-        scores = means(self.engine.objective, values, self.weight)
+        scores = means(self.engine.objective, values, self.weight or 1.0)
         # fp16 skips a step whose gradient overflows and lowers its scale, so there the norm may be infinite.
         if not math.isfinite(scores["loss"]) or not (math.isfinite(norm) or self.engine.scaler.is_enabled()):
             raise TrainingStopped(

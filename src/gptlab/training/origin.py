@@ -12,34 +12,49 @@ import torch
 
 from gptlab import __version__
 from gptlab.device import describe_device
+from gptlab.model.build import parameter_count
+from gptlab.model.gpt import GPT
+from gptlab.model.lora import lora_settings, trainable_counts
+from gptlab.run.base import weights_fingerprint
 from gptlab.settings import Tree
 from gptlab.training.prepare import Prepared
+from gptlab.training.start import Start
 
 
-def make_origin(data: Prepared, device: torch.device, parameters: int, command: str) -> Tree:
+def make_origin(data: Prepared, device: torch.device, model: GPT, command: str, start: Start | None = None) -> Tree:
     """Where a run comes from, as origin.json keeps it."""
     import numpy as np
 
-    corpus = data.corpus
     return {
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": describe_device(device),
-        "parameters": parameters,
+        "parameters": parameter_count(model),
+        **({"trainable": trainable_counts(model)} if lora_settings(model) else {}),
         "versions": {
             "gptlab": __version__, "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "platform": platform.platform(),
         },
         "commit": _commit(),
+        **({"start": _start(start)} if start else {}),
         "data": {
-            "fingerprints": {name: file.checksum for name, file in corpus.files.items()},
-            "table": [asdict(row) for row in corpus.table],
+            "fingerprints": dict(data.fingerprints),
+            "table": [asdict(row) for row in data.table],
             "tokenizer": {
                 "vocab_size": data.tokenizer.vocab_size,
                 "fingerprint": data.tokenizer.fingerprint,
                 "bytes_per_token": round(data.bytes_per_token, 3),
             },
+            **({"template": data.template.name} if data.template else {}),
         },
+    }  # fmt: skip
+
+
+def _start(start: Start) -> Tree:
+    """What the run began with; `vocab_size` is the start's own, without tokens that were added."""
+    return {
+        "name": start.name, "folder": str(start.folder.absolute()), "vocab_size": start.shape.vocab_size,
+        "fingerprint": weights_fingerprint(start.folder),
     }  # fmt: skip
 
 

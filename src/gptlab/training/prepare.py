@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 
-from gptlab.data.corpus import (
-    Corpus,
-    prepare_corpus,
-    text_fingerprint,
-    training_documents,
-)
+from gptlab.data.batch import TextRows
+from gptlab.data.corpus import CorpusSettings, prepare_corpus, text_fingerprint, training_documents
+from gptlab.data.counts import SourceCounts
+from gptlab.data.dialogues import DialogueCounts, DialogueSettings, prepare_dialogues
 from gptlab.data.reading import PrepareProgress
+from gptlab.data.splitting import Split
 from gptlab.data.windows import ScoredWindows, TrainingWindows
-from gptlab.errors import CheckpointError, GptlabError
+from gptlab.errors import CheckpointError, GptlabError, RecipeError
 from gptlab.hub import cache_folder
 from gptlab.run.checkpoint import verify_folder, write_folder
-from gptlab.text.tokenizer import Tokenizer, resolve_tokenizer
+from gptlab.text.dialogue import Template
+from gptlab.text.tokenizer import Tokenizer, TokenizerSettings, resolve_tokenizer
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
+from gptlab.training.start import Start
 from gptlab.words import large, number, size
+
+OnProgress = Callable[[PrepareProgress], None]
 
 TOKENIZER_CHARACTERS = 200_000_000
 """At most so much text teaches a tokenizer: more does not change which 50,000 pairs are frequent."""
@@ -30,13 +34,24 @@ TOKENIZER_CHARACTERS = 200_000_000
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's data, ready to be learned from."""
+    """A recipe's data, ready to be learned from.
+
+    template:     of dialogues; None for plain text
+    table:        what each source gave
+    fingerprints: of each split, by which a second preparation can be told from this one
+    folder:       where it is kept
+    """
 
     tokenizer: Tokenizer
-    corpus: Corpus
-    rows: TrainingWindows
-    validation: ScoredWindows
-    test: ScoredWindows | None
+    template: Template | None
+    rows: TextRows
+    validation: TextRows
+    test: TextRows | None
+    table: Sequence[SourceCounts] | Sequence[DialogueCounts]
+    fingerprints: Mapping[Split, str]
+    folder: Path
+    example: str
+    """The beginning of the first training row, its tokens divided by ·"""
 
     @property
     def bytes_per_token(self) -> float:
@@ -44,43 +59,90 @@ class Prepared:
         return self.validation.text_bytes / self.validation.scored
 
 
-def prepare(recipe: Recipe, progress: Progress) -> Prepared:
-    """Reads or trains the tokenizer, tokenizes what is not yet in the cache, and opens the rows."""
-    tokenizer = _tokenizer(recipe, progress)
+def prepare(recipe: Recipe, progress: Progress, start: Start | None = None) -> Prepared:
+    """Reads or trains the tokenizer, tokenizes what is not yet in the cache, and opens the rows. `start`: the recipe's,
+    if it has one."""
+    tokenizer = (start.tokenizer if start else None) or _tokenizer(recipe, progress)
     with progress.busy("preparing text") as tell:
 
         def on_progress(now: PrepareProgress) -> None:
             of = f"{now.bytes_read / now.bytes_total:.0%}" if now.bytes_total else size(now.bytes_read)
             tell(f"{now.source}: {of}, {number(now.documents)} documents, {large(now.tokens)} tokens")
 
-        corpus = prepare_corpus(recipe.data, tokenizer, seed=recipe.seed, on_progress=on_progress)
-    with progress.busy("checking the tokens"):
-        for file in corpus.files.values():
-            file.verify()
-    for warning in corpus.warnings:
+        if isinstance(recipe.data, CorpusSettings):
+            prepared, warnings = _corpus(recipe, recipe.data, tokenizer, start, on_progress)
+        else:
+            prepared, warnings = _dialogues(recipe, recipe.data, tokenizer, start, on_progress)
+    for warning in warnings:
         progress.say(f"warning: {warning}")
+    return prepared
+
+
+def _corpus(
+    recipe: Recipe, settings: CorpusSettings, tokenizer: Tokenizer, start: Start | None, on_progress: OnProgress
+) -> tuple[Prepared, list[str]]:
+    corpus = prepare_corpus(settings, tokenizer, seed=recipe.seed, on_progress=on_progress)
+    for file in corpus.files.values():
+        file.verify()
     context = recipe.model.numbers()["context"]
-    return Prepared(
+    rows = TrainingWindows(corpus.train, context, recipe.seed)
+    ids = rows.batch(np.array([0])).tokens[0].tolist()
+    prepared = Prepared(
         tokenizer,
-        corpus,
-        TrainingWindows(corpus.train, context, recipe.seed),
+        start.template if start else None,
+        rows,
         ScoredWindows(corpus.validation, context),
         ScoredWindows(corpus.test, context) if corpus.test else None,
+        corpus.table,
+        {name: file.checksum for name, file in corpus.files.items()},
+        corpus.folder,
+        "·".join(tokenizer.decode([id]) for id in ids),
     )
+    return prepared, corpus.warnings
+
+
+def _dialogues(
+    recipe: Recipe, settings: DialogueSettings, tokenizer: Tokenizer, start: Start | None, on_progress: OnProgress
+) -> tuple[Prepared, list[str]]:
+    template = _template(settings.template, tokenizer, start)
+    tokenizer = tokenizer.with_special_tokens(template.special_tokens)
+    dialogues = prepare_dialogues(
+        settings, tokenizer, template, context=recipe.model.numbers()["context"], seed=recipe.seed,
+        on_progress=on_progress,
+    )  # fmt: skip
+    prepared = Prepared(
+        tokenizer, template, dialogues.train, dialogues.validation, dialogues.test, dialogues.table,
+        dialogues.fingerprints, dialogues.folder, dialogues.train.example(tokenizer),
+    )  # fmt: skip
+    return prepared, dialogues.warnings
+
+
+def _template(name: str | None, tokenizer: Tokenizer, start: Start | None) -> Template:
+    """The one that the recipe names, else the start's, else turns closed by EOS."""
+    if name is None and start is not None and start.template is not None:
+        return start.template
+    return Template.named(name or "eos", tokenizer.eos)
 
 
 def _tokenizer(recipe: Recipe, progress: Progress) -> Tokenizer:
     """The recipe's tokenizer. One that is trained sees the training documents alone, and is kept in the cache."""
-    if recipe.tokenizer.train is None:
-        return resolve_tokenizer(recipe.tokenizer, lambda: ())
-    folder = cache_folder() / "tokenizers" / f"{text_fingerprint(recipe.data, recipe.seed)}-{recipe.tokenizer.train}"
+    settings, data = recipe.tokenizer, recipe.data
+    assert settings is not None  # a recipe without one has a start that has
+    if settings.train is None:
+        return resolve_tokenizer(settings, lambda: ())
+    if not isinstance(data, CorpusSettings):
+        raise RecipeError(
+            f"tokenizer.train = {settings.train}: a tokenizer is trained on a corpus; dialogues want one that exists "
+            '(from = "gpt2", a folder or a run) or a start that has one'
+        )
+    folder = cache_folder() / "tokenizers" / f"{text_fingerprint(data, recipe.seed)}-{settings.train}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             try:
                 verify_folder(folder)
             except CheckpointError:  # it is not there, or damaged
-                _train_tokenizer(recipe, folder, progress)
+                _train_tokenizer(settings, training_documents(data, recipe.seed), folder, progress)
     except OSError as error:
         raise GptlabError(
             f"{folder}: cannot be written: {error.strerror}. Set GPTLAB_CACHE to a folder on another disk."
@@ -88,10 +150,9 @@ def _tokenizer(recipe: Recipe, progress: Progress) -> Tokenizer:
     return Tokenizer.read(folder)
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, progress: Progress) -> None:
-    with progress.busy(f"training a tokenizer of {number(recipe.tokenizer.train or 0)} tokens") as tell:
-        texts = training_documents(recipe.data, recipe.seed)
-        trained = resolve_tokenizer(recipe.tokenizer, lambda: _limited(texts, tell))
+def _train_tokenizer(settings: TokenizerSettings, texts: Iterator[str], folder: Path, progress: Progress) -> None:
+    with progress.busy(f"training a tokenizer of {number(settings.train or 0)} tokens") as tell:
+        trained = resolve_tokenizer(settings, lambda: _limited(texts, tell))
     write_folder(folder, trained.save)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TextIO
 
+from gptlab.evaluation.samples import TextCompletion
 from gptlab.words import duration, perplexity, share, size
 
 LINE_SECONDS = 10
@@ -39,8 +40,11 @@ class Progress:
     def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
         """A validation is finished."""
 
-    def sampled(self, step: int, completions: Sequence[Any]) -> None:
-        """Samples were written: objects with prompt and text."""
+    def judged(self, step: int, scores: Mapping[str, Any]) -> None:
+        """A reward model has scored answers."""
+
+    def sampled(self, step: int, completions: Sequence[TextCompletion]) -> None:
+        """Samples were written."""
 
     def end(self) -> None:
         """No more steps come."""
@@ -84,8 +88,15 @@ class LineProgress(Progress):
     def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
         self.say(_scores_line(event, step, scores))
 
-    def sampled(self, step: int, completions: Sequence[Any]) -> None:
-        text = f"{completions[0].prompt}{completions[0].text}".replace("\n", " ")
+    def judged(self, step: int, scores: Mapping[str, Any]) -> None:
+        self.say(
+            f"step {step:,} · reward of the answers: mean {scores['mean']:.3f} (95 %: {scores['low']:.3f} to "
+            f"{scores['high']:.3f}), best {scores['best']['score']:.2f}, worst {scores['worst']['score']:.2f}; "
+            f"{scores['ended']:.0%} ended by themselves"
+        )
+
+    def sampled(self, step: int, completions: Sequence[TextCompletion]) -> None:
+        text = completions[0].whole.replace("\n", " ")
         self.say(f"step {step:,} · it writes: {text[:200]}")
 
 

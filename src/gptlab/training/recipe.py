@@ -11,13 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from gptlab import settings
 from gptlab.data.corpus import CorpusSettings
+from gptlab.data.dialogues import DialogueSettings
 from gptlab.errors import RecipeError, nearest
 from gptlab.evaluation.samples import SampleSettings
-from gptlab.model.build import ModelSettings
+from gptlab.model.build import SIZES, ModelSettings
+from gptlab.model.lora import LoraSettings
 from gptlab.objectives.language import LanguageSettings
 from gptlab.settings import Section, Tree
 from gptlab.text.tokenizer import TokenizerSettings
@@ -59,15 +61,47 @@ ALTERNATIVES = {"training": LENGTHS, "tokenizer": ("from", "train")}
 """Keys of which a section has exactly one."""
 
 
+def _kind(data: Any) -> str:
+    """Which form `[data]` has; a corpus where it does not say."""
+    return str(data.get("kind", "corpus") if isinstance(data, dict) else data.kind)
+
+
+DataSettings = Annotated[
+    Annotated[CorpusSettings, Tag("corpus")] | Annotated[DialogueSettings, Tag("dialogues")], Discriminator(_kind)
+]
+
+
+DEFAULTS: dict[str, Tree] = {
+    "new": {
+        "optimizer": {"kind": "muon", "learning_rate": 3e-3, "matrix_learning_rate": 1e-2, "momentum": 0.95},
+        "schedule": {"kind": "wsd", "warmup_steps": 50, "decay_fraction": 0.4, "final_fraction": 0.0},
+    },
+    "tuned": {
+        "optimizer": {"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.0},
+        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
+    },
+    "adapted": {
+        "optimizer": {"kind": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0},
+        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
+    },
+}
+"""What a recipe gets that does not name an optimizer or a schedule, for a new model, one that is tuned, and by LoRA. A
+new model's is what learned most in the same minutes (docs/log.md)."""
+
+
 class Recipe(Section):
     """One run: what is trained, on what, how, for how long."""
 
     name: str
     """The run's folder."""
     seed: int = Field(1337, ge=0, lt=2**63)
-    model: ModelSettings
-    tokenizer: TokenizerSettings
-    data: CorpusSettings
+    start: str | None = Field(None, min_length=1)
+    """The model that is tuned: a folder, a run, a name on the hub, nanoGPT's ckpt.pt. Without it a new one is made."""
+    model: ModelSettings = ModelSettings()
+    tokenizer: TokenizerSettings | None = None
+    """A start brings its own."""
+    data: DataSettings
+    lora: LoraSettings | None = None
     objective: LanguageSettings = LanguageSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -76,10 +110,50 @@ class Recipe(Section):
     samples: SampleSettings = SampleSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, tree: Any) -> Any:
+        """Optimizer and schedule that suit what is trained, where the recipe does not choose a kind itself."""
+        if not isinstance(tree, dict):
+            return tree
+        defaults = DEFAULTS["new" if tree.get("start") is None else "tuned" if tree.get("lora") is None else "adapted"]
+        model = tree.get("model")
+        chosen_later = (
+            ("learning_rate", "matrix_learning_rate") if isinstance(model, dict) and model.get("size") == "auto" else ()
+        )
+        filled = dict(tree)
+        for section, values in defaults.items():
+            given = tree.get(section, {})
+            if isinstance(given, dict) and given.get("kind", values["kind"]) == values["kind"]:
+                filled[section] = {**{key: v for key, v in values.items() if key not in chosen_later}, **given}
+        return filled
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Recipe:
+        if self.start is None:
+            if missing := self.model.missing():
+                sizes = ", ".join(SIZES)
+                raise ValueError(
+                    f"model: {', '.join(missing)}: missing; give them, or size = one of {sizes}, or a start to be tuned"
+                )
+            if self.tokenizer is None:
+                raise ValueError('tokenizer: is missing; from = "gpt2" (or a folder), or train = 32000')
+            if self.lora is not None:
+                raise ValueError("lora: tunes a model that exists: it wants a start")
+        elif given := [key for key in ("size", "n_layer", "n_head", "n_embd") if getattr(self.model, key) is not None]:
+            raise ValueError(f"model.{given[0]}: start has a shape; only context and dropout may stand beside it")
+        return self
+
     @model_validator(mode="after")
     def _auto_has_minutes(self) -> Recipe:
         if self.model.size == "auto" and self.training.minutes is None:
             raise ValueError("model.size = auto: chooses for a time, so it wants training.minutes")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Recipe:
+        if self.validation.best_by == "reward" and self.samples.reward is None:
+            raise ValueError("validation.best_by = reward: wants samples.reward, the model that scores answers")
         return self
 
     @field_validator("name")

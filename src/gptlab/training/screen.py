@@ -7,18 +7,21 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gptlab.data.batch import steps_per_epoch
+from gptlab.data.counts import SourceCounts
+from gptlab.data.dialogues import DialogueCounts
 from gptlab.device import Precision, describe_device
 from gptlab.errors import RunError
 from gptlab.model.build import parameter_count
 from gptlab.model.gpt import GPT
+from gptlab.model.lora import lora_settings, trainable_counts
 from gptlab.training.fit import Fit
 from gptlab.training.length import Length
 from gptlab.training.prepare import Prepared
 from gptlab.training.recipe import Recipe
+from gptlab.training.start import Start
 from gptlab.words import duration, large, number, size
 
 
@@ -30,33 +33,44 @@ def sources_table(data: Prepared) -> tuple[list[str], list[list[str]]]:
             row.name, row.split, number(row.documents), size(row.bytes), number(row.tokens),
             number(-(-row.tokens // context)), row.dropped,
         ]
-        for row in data.corpus.table
+        for row in data.table if isinstance(row, SourceCounts)
     ]  # fmt: skip
-    return ["source", "split", "documents", "text", "tokens", "rows", "dropped"], rows
+    if rows:
+        return ["source", "split", "documents", "text", "tokens", "rows", "dropped"], rows
+    rows = [
+        [
+            row.name, row.split, number(row.rows), number(row.tokens), number(row.learned), row.lengths,
+            "; ".join(filter(None, [f"{number(row.cut)} cut from the left" if row.cut else "", row.dropped])),
+        ]
+        for row in data.table if isinstance(row, DialogueCounts)
+    ]  # fmt: skip
+    return ["source", "split", "rows", "tokens", "learned", "tokens a row (50, 90, 99 %, most)", "cut, dropped"], rows
 
 
-def screen(recipe: Recipe, data: Prepared, model: GPT, fit: Fit, length: Length, machine: str, disk_bytes: int) -> str:
+def screen(
+    recipe: Recipe, data: Prepared, model: GPT, fit: Fit, length: Length, machine: str, disk_bytes: int,
+    start: Start | None = None,
+) -> str:  # fmt: skip
     """The screen as text. `machine` says which device and precision."""
-    shape, training, vocabulary = model.shape, recipe.training, data.tokenizer.vocab_size
-    tokens = min(training.batch_size, len(data.rows)) * shape.context
+    training = recipe.training
     epoch_steps = steps_per_epoch(len(data.rows), training.batch_size)
+    rows = min(training.batch_size, len(data.rows))
+    learned = data.rows.scored / len(data.rows)  # a row of a corpus has as many as it is long
     if length.total is not None:
         epochs = length.total / epoch_steps
-        seen = large(round(epochs * len(data.rows) * shape.context))
+        seen = large(round(epochs * data.rows.scored))
         steps = f"{number(length.total)} steps = {epochs:.2f} epochs = {seen} tokens; the time is said after ten"
     else:
         steps = f"{duration(length.seconds or 0)}; how many steps that is, is said after ten"
-    first_loss = math.log(vocabulary) + shape.n_embd * 0.02**2 / 2  # logits of weights N(0, 0.02²) on a normed state
     own_rate = recipe.optimizer.matrix_learning_rate if recipe.optimizer.kind == "muon" else None
     matrices = f" (matrices {own_rate:g})" if own_rate else ""
     micro = f"micro-batches of {fit.micro_batch_size}" if fit.micro_batch_size < training.batch_size else "all at once"
+    template = f"; turns by the template {data.template.name}" if data.template else ""
     lines = {
-        "tokenizer": f"{number(vocabulary)} tokens, {data.bytes_per_token:.2f} bytes a token",
-        "model": f"n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_head {shape.n_head}, context {shape.context}, "
-        f"head {'tied' if shape.tie_head else 'not tied'}: {large(parameter_count(model))} parameters",
-        "objective": f"{recipe.objective.kind}; a first loss near {first_loss:.2f} "
-        f"(ln {number(vocabulary)} + {shape.n_embd} · 0.02² / 2) is right",
-        "step": f"{training.batch_size} rows × {shape.context} = {number(tokens)} tokens, {micro}; "
+        "tokenizer": f"{number(data.tokenizer.vocab_size)} tokens, {data.bytes_per_token:.2f} bytes a token{template}",
+        "model": _model_in_words(model, start),
+        "objective": f"{recipe.objective.kind}; {_first_loss(data, model, start)}",
+        "step": f"{training.batch_size} rows × {learned:.0f} = {number(round(rows * learned))} tokens, {micro}; "
         f"{recipe.optimizer.kind}, rate {recipe.optimizer.learning_rate:g}{matrices}, {recipe.schedule.kind}",
         "length": f"{steps}; an epoch is {number(epoch_steps)} steps",
         "machine": machine,
@@ -65,6 +79,30 @@ def screen(recipe: Recipe, data: Prepared, model: GPT, fit: Fit, length: Length,
     }
     width = max(map(len, lines))
     return "\n".join(f"  {what:<{width}}  {words}" for what, words in lines.items())
+
+
+def _model_in_words(model: GPT, start: Start | None) -> str:
+    shape, trained = model.shape, trainable_counts(model)
+    words = (
+        f"n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_head {shape.n_head}, context {shape.context}, "
+        f"head {'tied' if shape.tie_head else 'not tied'}: {large(parameter_count(model))} parameters"
+    )
+    parts = {name: count for name, count in trained.items() if name not in ("trainable", "all") and count}
+    if lora_settings(model) is not None:
+        listed = ", ".join(f"{name.replace('_', ' ')} {number(count)}" for name, count in parts.items())
+        share = trained["trainable"] / trained["all"]
+        words += f", {number(trained['trainable'])} of them trained ({share:.2%}: {listed})"
+    return f"{words}; from {start.name}" if start else words
+
+
+def _first_loss(data: Prepared, model: GPT, start: Start | None) -> str:
+    if start is not None:
+        return "its loss is measured before the first step"
+    first_loss = (
+        math.log(model.shape.vocab_size) + model.shape.n_embd * 0.02**2 / 2
+    )  # weights N(0, 0.02²), a normed state
+    formula = f"ln {number(model.shape.vocab_size)} + {model.shape.n_embd} · 0.02² / 2"
+    return f"a first loss near {first_loss:.2f} ({formula}) is right"
 
 
 def _existing(path: Path) -> Path:
@@ -87,8 +125,9 @@ def machine_in_words(device: torch.device, precision: Precision, peak_flops: flo
 
 
 def checkpoint_disk_bytes(model: GPT, keep: int) -> int:
-    """What a run's checkpoints take: weights and two moments each, the newest `keep`, one being written, the best."""
-    weights = 4 * parameter_count(model)
+    """What a run's checkpoints take: weights and two moments each, the newest `keep`, one being written, the best. Of
+    an adapted model only what is trained is saved."""
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return 3 * weights * (keep + 1) + weights
 
 
@@ -100,10 +139,3 @@ def check_disk(folder: Path, needed: int) -> None:
             f"{folder}: the checkpoints need {size(needed)}, and {size(free)} are free there. Free some space, choose "
             f"another folder with --runs, or lower checkpoints.keep"
         )
-
-
-def one_row(data: Prepared, characters: int = 300) -> str:
-    """The first training row's tokens, divided by ·, as far as they fit into so many characters."""
-    ids = data.rows.batch(np.array([0])).tokens[0].tolist()
-    text = "·".join(data.tokenizer.decode([id]).replace("\n", "\\n") for id in ids)
-    return text if len(text) <= characters else text[:characters] + "…"

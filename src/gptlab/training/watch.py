@@ -6,25 +6,27 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.data.windows import ScoredWindows
-from gptlab.evaluation.samples import SampleSettings, complete
+from gptlab.evaluation.answers import answer
+from gptlab.evaluation.samples import SampleSettings, TextCompletion, complete
 from gptlab.evaluation.scores import Scorer
 from gptlab.model.gpt import GPT
-from gptlab.run.checkpoint import TrainingState
+from gptlab.run.checkpoint import Base, TrainingState
 from gptlab.run.run import Run
-from gptlab.text.tokenizer import Tokenizer
+from gptlab.text.dialogue import Message
 from gptlab.training.cadence import Cadence, CheckpointSettings, ValidationSettings
+from gptlab.training.judge import Judge
 from gptlab.training.length import Length
 from gptlab.training.loop import Engine, State
+from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
 
 SAID_AFTER = 10
@@ -36,7 +38,7 @@ SAVE_SECONDS = 600
 
 @dataclass
 class Best:
-    """The best evaluation so far, and how many came after it."""
+    """The best evaluation so far, and how many came after it. `loss`: of what is to rise (a reward) the negative."""
 
     step: int | None = None
     loss: float = math.inf
@@ -62,8 +64,9 @@ class RunWatcher:
     run: Run
     engine: Engine
     model: GPT
-    tokenizer: Tokenizer
-    text: ScoredWindows
+    data: Prepared
+    base: Base | None
+    judge: Judge | None
     cadence: Cadence
     validation: ValidationSettings
     samples: SampleSettings
@@ -87,6 +90,13 @@ class RunWatcher:
             "micro_batch_size": self.engine.micro_batch_size, "command": command, **self.decided_once,
         })  # fmt: skip
         self.write_state(state, length, "running")
+
+    def evaluate_start(self, state: State) -> None:
+        """What the start is worth on the whole validation set before it is tuned; it is no candidate for the best."""
+        scores = self._scorer().text(self.engine.model, self.data.validation, self.progress.evaluating)
+        self._log_scores("validation", state, scores)
+        if self.judge:
+            self._judge(state)
 
     def decided(self, state: State, length: Length) -> None:
         self.write_state(state, length, "running")
@@ -142,19 +152,40 @@ class RunWatcher:
 
         A set that is not larger than the sample is always scored whole.
         """
-        small = len(self.text) <= self.validation.sampled_rows
-        scores: dict[Literal["validation", "validation_sampled"], dict[str, float]] = {}
-        scorer = Scorer(self.engine.objective, self.engine.device, self.engine.precision, self.engine.micro_batch_size)
+        rows = self.data.validation
+        small = len(rows) <= self.validation.sampled_rows
+        scores: dict[str, dict[str, float]] = {}
+        scorer = self._scorer()
         if self.cadence.evaluation(state.step, total) and not small:
-            chosen = np.linspace(0, len(self.text) - 1, self.validation.sampled_rows).astype(np.int64)
-            scores["validation_sampled"] = scorer.rows(self.engine.model, self.text, chosen, self.progress.evaluating)
+            chosen = np.linspace(0, len(rows) - 1, self.validation.sampled_rows).astype(np.int64)
+            scores["validation_sampled"] = scorer.rows(self.engine.model, rows, chosen, self.progress.evaluating)
         if self.cadence.whole_validation(state.step, total) or small:
-            scores["validation"] = scorer.text(self.engine.model, self.text, self.progress.evaluating)
+            scores["validation"] = scorer.text(self.engine.model, rows, self.progress.evaluating)
         for event, values in scores.items():
-            self.run.log({"event": event, "step": state.step, **values, "seconds": state.seconds})
-            self.progress.evaluated(event, state.step, values)
-        followed = scores.get("validation" if small else self.validation.best_by)
-        return followed is not None and self.best.update(state.step, followed["loss"])
+            self._log_scores(event, state, values)
+        losses = {event: values["loss"] for event, values in scores.items()}
+        if self.judge and self.cadence.evaluation(state.step, total):
+            losses["reward"] = -self._judge(state)
+        by = self.validation.best_by
+        followed = losses.get("validation" if small and by != "reward" else by)
+        return followed is not None and self.best.update(state.step, followed)
+
+    def _judge(self, state: State) -> float:
+        """The mean reward of the answers it gives now."""
+        assert self.judge
+        with self.progress.busy("judging answers"):
+            scores = self.judge.scores(self.model)
+        self.run.log({"event": "reward", "step": state.step, **scores, "seconds": state.seconds})
+        self.progress.judged(state.step, scores)
+        return float(scores["mean"])
+
+    def _scorer(self) -> Scorer:
+        engine = self.engine
+        return Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
+
+    def _log_scores(self, event: str, state: State, values: dict[str, float]) -> None:
+        self.run.log({"event": event, "step": state.step, **values, "seconds": state.seconds})
+        self.progress.evaluated(event, state.step, values)
 
     def _alarm(self, step: int) -> bool:
         """Says once that validation has stopped falling; whether the run is to end."""
@@ -168,21 +199,29 @@ class RunWatcher:
 
     def _write_samples(self, step: int) -> None:
         with self.progress.busy("writing samples"):
-            completions = complete(
-                self.model, self.tokenizer, self.samples.prompts, self.samples.sampling,
-                max_new_tokens=self.samples.max_new_tokens, seed=self.seed,
-            )  # fmt: skip
+            completions = self._written(self.samples.prompts)
         self.run.log_samples(
             {"step": step, "prompt": c.prompt, "text": c.text, "stopped": c.stopped} for c in completions
         )
         self.progress.sampled(step, completions)
 
+    def _written(self, prompts: Sequence[str]) -> Sequence[TextCompletion]:
+        """What the model writes after each prompt; where it is tuned for dialogue, what it answers."""
+        sampling, data, at_most = self.samples.sampling, self.data, self.samples.max_new_tokens
+        if data.template is None:
+            return complete(self.model, data.tokenizer, prompts, sampling, max_new_tokens=at_most, seed=self.seed)
+        asked = [[Message("user", prompt)] for prompt in prompts]
+        return answer(
+            self.model, data.tokenizer, data.template, asked, sampling, max_new_tokens=at_most, seed=self.seed
+        )
+
     def save(self, state: State, length: Length, *, best: bool) -> None:
         """A checkpoint of this moment."""
         with self.progress.busy(f"saving step {state.step:,}"):
             self.run.save_checkpoint(
-                state.step, self.model, self.tokenizer, self._snapshot(state), keep=self.checkpoints.keep, best=best
-            )
+                state.step, self.model, self.data.tokenizer, self._snapshot(state), keep=self.checkpoints.keep,
+                best=best, template=self.data.template, base=self.base,
+            )  # fmt: skip
             self.write_state(state, length, "running")
         self.saved_step, self.saved_at = state.step, time.monotonic()
 
@@ -220,9 +259,15 @@ class RunWatcher:
             "decisions": {
                 **self.decided_once, "micro_batch_size": self.engine.micro_batch_size, "length": length.decisions,
             },
-            "best": None if self.best.step is None else {"step": self.best.step, "loss": self.best.loss},
+            "best": self._best_in_words(),
             "elapsed_seconds": state.seconds,
         })  # fmt: skip
+
+    def _best_in_words(self) -> dict[str, float] | None:
+        if self.best.step is None:
+            return None
+        by_reward = self.validation.best_by == "reward"
+        return {"step": self.best.step, **({"reward": -self.best.loss} if by_reward else {"loss": self.best.loss})}
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""Dialogues as rows of a batch: one by one, padded on the right; or joined, in windows as of a corpus."""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+
+from gptlab.data.batch import IGNORE, Batch, Rows, pad_rows
+from gptlab.data.row_file import RowFile
+from gptlab.text.dialogue import Message
+from gptlab.text.tokenizer import Tokenizer
+
+ROWS_LOOKED_AT = 20
+
+
+class DialogueRows:
+    """The rows of a split (data/batch.py's TextRows). `windows`: over the same file, where dialogues are joined.
+
+    context:    the positions a row may take; max_length: those of the longest
+    scored:     supervised tokens
+    text_bytes, words: of the text that they stand for, without special tokens and the template's own words
+    checksum:   the same rows have the same
+    """
+
+    def __init__(self, file: RowFile, context: int, windows: Rows | None = None) -> None:
+        self.file, self.context, self._windows = file, context, windows
+        self.max_length = file.info.longest - 1 if windows is None else context
+        self.scored, self.text_bytes, self.words = file.info.learned, file.text_bytes, file.words
+
+    def __len__(self) -> int:
+        return len(self._windows) if self._windows is not None else self.file.info.rows
+
+    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
+        """The rows with these numbers, (n,) int64. Those that are not joined are sorted, the longest first, so that a
+        micro-batch holds rows of about one length and little padding."""
+        if self._windows is not None:
+            return self._windows.batch(rows, epoch)
+        starts = self.file.starts
+        rows = rows[np.argsort(starts[rows] - starts[rows + 1], kind="stable")]
+        return pad_rows([self._row(int(number)) for number in rows], rows.tolist())
+
+    def targets_array(self) -> np.ndarray:
+        """The ids of all supervised tokens, (scored,)."""
+        return self.file.tokens[self.file.learned]
+
+    def prompts(self, n: int) -> list[tuple[list[Message], str]]:
+        """At most `n` dialogues, evenly chosen: each as far as its last answer, and that answer."""
+        dialogues = self.file.dialogues
+        chosen = np.linspace(0, len(dialogues) - 1, min(n, len(dialogues))).astype(int)
+        return [(dialogues[number][:-1], dialogues[number][-1].content) for number in chosen]
+
+    def example(self, tokenizer: Tokenizer, characters: int = 1200) -> str:
+        """One of the first rows as text, its tokens divided by ·, those that are learned in ⟦…⟧."""
+        texts = (self._marked(row, tokenizer) for row in range(min(ROWS_LOOKED_AT, self.file.info.rows)))
+        first = next(texts)
+        text = first if len(first) <= characters else next((t for t in texts if len(t) <= characters), first)
+        return text if len(text) <= characters else text[:characters] + "…"
+
+    def _row(self, number: int) -> tuple[Sequence[int], Sequence[int]]:
+        """(ids, targets), each a position for every token but the last."""
+        row = slice(self.file.starts[number], self.file.starts[number + 1])
+        tokens, learned = self.file.tokens[row].astype(np.int64), self.file.learned[row]
+        return tokens[:-1].tolist(), np.where(learned[1:], tokens[1:], IGNORE).tolist()
+
+    def _marked(self, number: int, tokenizer: Tokenizer) -> str:
+        row = slice(self.file.starts[number], self.file.starts[number + 1])
+        decoder = getincrementaldecoder("utf-8")(errors="replace")  # a character of several tokens stands at its last
+        texts = [decoder.decode(tokenizer.bytes_of(id)).replace("\n", "\\n") for id in self.file.tokens[row].tolist()]
+        runs = []
+        for is_learned, run in groupby(zip(self.file.learned[row].tolist(), texts, strict=True), key=itemgetter(0)):
+            text = "·".join(text for _, text in run if text)
+            runs.append(f"⟦{text}⟧" if is_learned else text)
+        return "·".join(runs)

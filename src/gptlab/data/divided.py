@@ -1,0 +1,58 @@
+"""Settings of data that are divided over training, validation and test: what all its forms have in common."""
+
+from __future__ import annotations
+
+from typing import Generic, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from gptlab.data.places import PlaceSettings, SourceList
+from gptlab.data.splitting import Shares, Split
+from gptlab.settings import Section
+
+S = TypeVar("S", bound=PlaceSettings)
+
+
+class SplitSettings(Section, Generic[S]):
+    """`[data.validation]`, `[data.test]`: a share of the training sources, or sources of its own."""
+
+    share: float | None = Field(None, gt=0, lt=1)
+    sources: SourceList[S] | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.share is None) == (self.sources is None):
+            raise ValueError("give either share = 0.05 (taken from the training sources) or sources of its own")
+        return self
+
+
+class DividedSettings(Section, Generic[S]):
+    """`[data]`: sources, what of them or beside them is held out, and whether training may hold some of that."""
+
+    sources: SourceList[S]
+    validation: SplitSettings[S] = Field(default_factory=lambda: SplitSettings(share=0.05))
+    test: SplitSettings[S] | None = None
+    overlap: Literal["error", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _below_one(self) -> Self:
+        if sum(self.shares().values()) >= 1:
+            raise ValueError("validation.share and test.share leave nothing to train on: their sum must be below 1")
+        return self
+
+    def held_out(self) -> dict[Split, SplitSettings[S]]:
+        """Validation, and test where there is one."""
+        splits: dict[Split, SplitSettings[S] | None] = {"validation": self.validation, "test": self.test}
+        return {split: section for split, section in splits.items() if section is not None}
+
+    def splits(self) -> list[Split]:
+        """The splits there are."""
+        return ["train", *self.held_out()]
+
+    def shares(self) -> dict[Split, float]:
+        """The splits that are a share of the training sources."""
+        return {split: section.share for split, section in self.held_out().items() if section.share}
+
+    def keyed_shares(self, seed: int) -> Shares:
+        """The shares and the key that decides them; `seed` matters only where something is shared out."""
+        return Shares(**self.shares(), seed=seed if self.shares() else 0)

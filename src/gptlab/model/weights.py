@@ -1,0 +1,202 @@
+"""Files of weights, read a tensor at a time, and a model that is filled from them.
+
+.safetensors files are mapped into memory, and so is what torch.save has written since torch 1.6, a zip archive. Older
+pickles (GPT-2's and DialoGPT's first ones) are read whole and freed tensor by tensor. Pickles are read with torch's
+`weights_only`: what a file asks to run beyond making tensors is refused, and never run.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.types import Storage
+
+from gptlab.errors import ModelError
+from gptlab.model.gpt import GPT, GPTShape
+
+MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
+"""The causal mask, which old files hold among the weights."""
+
+FEW_ROWS = 1024
+"""Of a table of embeddings, where a copy of all its rows would be too large."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model as it lies on disk.
+
+    path:       where
+    settings:   what there gives its shape, for messages
+    shape:      of all that is stored
+    tensors:    by the file's names, with or without "transformer."; read when asked for, once
+    layout:     turns the tensor of a name from the file's layout into the model's, and back
+    """
+
+    path: Path
+    settings: str
+    shape: GPTShape
+    tensors: Iterator[tuple[str, Tensor]]
+    layout: Callable[[str, Tensor], Tensor]
+
+
+@torch.no_grad()
+def fill(model: GPT, stored: Stored) -> None:
+    """Copies the stored tensors into the model's parameters, whatever their floating-point type.
+
+    Where the model has fewer positions or more tokens, the rows that both have. ModelError names everything that is
+    missing, unexpected or wrongly shaped.
+    """
+    with torch.device("meta"):
+        expected = dict(GPT(stored.shape).named_parameters())
+    parameters = dict(model.named_parameters())
+    missing, wrong = set(expected), []
+    tied_head = None
+    for stored_name, tensor in stored.tensors:
+        name = stored_name.removeprefix("transformer.")
+        if name.endswith(MASK_BUFFERS):
+            continue
+        if name == "lm_head.weight" and stored.shape.tie_head:
+            tied_head = tensor
+            continue
+        missing.discard(name)
+        if name not in expected:
+            wrong.append(f"unexpected {stored_name}")
+            continue
+        wanted = stored.layout(name, expected[name])
+        if tensor.shape != wanted.shape or not tensor.is_floating_point():
+            wrong.append(f"{stored_name} is {_kind(tensor)}, wanted {_kind(wanted)}")
+        else:
+            _copy_rows(stored.layout(name, tensor), parameters[name])
+    complete = not missing and not wrong
+    if complete and tied_head is not None and not _same(tied_head, model.wte.weight[: stored.shape.vocab_size]):
+        wrong.append(f"lm_head.weight is not wte.weight, though {stored.settings} ties them (tie_word_embeddings)")
+    wrong = [f"missing {name}" for name in sorted(missing)] + wrong
+    if wrong:
+        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ModelError(f"{stored.path}: the weights do not fit {stored.settings}: {'; '.join(wrong[:8])}{more}")
+
+
+@torch.no_grad()
+def start_at_mean(table: Tensor, old_rows: int) -> None:
+    """Sets the rows of (rows, n_embd) from `old_rows` on to the mean of those before, so that a new token begins as an
+    average one: a random row can have the largest logit of all (Hewitt, "Initializing New Word Embeddings", 2021)."""
+    if old_rows < len(table):
+        # In float64 and on the CPU: a GPU of Apple's has none. A few rows at a time: sum would convert a copy of all.
+        sums = [rows.cpu().sum(0, dtype=torch.float64) for rows in table[:old_rows].split(FEW_ROWS)]
+        table[old_rows:] = (torch.stack(sums).sum(0) / old_rows).to(table.dtype)
+
+
+def _copy_rows(source: Tensor, target: Tensor) -> None:
+    rows = min(len(source), len(target))
+    target[:rows].copy_(source[:rows])
+
+
+def _same(one: Tensor, table: Tensor) -> bool:
+    """Whether the one, in the table's precision and place, is the table."""
+    pairs = zip(one.split(FEW_ROWS), table.split(FEW_ROWS), strict=False)
+    return one.shape == table.shape and all(torch.equal(rows.to(same), same) for rows, same in pairs)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of model.safetensors or pytorch_model.bin, whole or in shards, by name, on the CPU.
+
+    ModelError names the file that is missing, damaged, or a pickle with code in it.
+    """
+    for file in _weight_files(folder):
+        if not file.is_file():
+            raise ModelError(f"{file}: is missing, though the index of its shards names it")
+        yield from _read_safetensors(file) if file.suffix == ".safetensors" else drain(read_pickle(file), str(file))
+
+
+def read_pickle(file: Path) -> Any:
+    """What torch.save put into a file, its tensors on the CPU, mapped where torch can.
+
+    ModelError where it is damaged, and where it asks to run anything: that is not run.
+    """
+    mapped = zipfile.is_zipfile(file)
+    try:
+        return torch.load(file, "cpu" if mapped else _in_own_pages, weights_only=True, mmap=mapped)
+    except Exception as error:  # of a damaged pickle any operation can fail, in any way
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ModelError(
+                f"{file}: is refused: it is a pickle that asks for {asked[1]}, and weights need no code; nothing of it "
+                "was run. Look for the same model as .safetensors"
+            ) from None
+        raise _unreadable(file, error) from error
+
+
+def _in_own_pages(storage: Storage, location: str) -> Any:
+    """Memory for a large tensor that the system has back when it is freed; malloc would keep it."""
+    if storage.nbytes() < 2**20:
+        return storage
+    return torch.frombuffer(mmap.mmap(-1, storage.nbytes()), dtype=torch.uint8).untyped_storage()
+
+
+def drain(tree: Any, where: str) -> Iterator[tuple[str, Tensor]]:
+    """Takes the tensors out of a state dict one by one, so that what was copied can be freed.
+
+    ModelError, naming `where`, if it is none.
+    """
+    if not isinstance(tree, dict):
+        raise ModelError(f"{where}: is {type(tree).__name__}, wanted a state dict (names → tensors)")
+    while tree:
+        name, tensor = tree.popitem()
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"{where}: {name} is {type(tensor).__name__}, wanted a state dict (names → tensors)")
+        yield str(name), tensor
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder; ModelError where there is none."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror}); a model folder has a config.json") from error
+    except ValueError as error:
+        raise ModelError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ModelError(f"{file}: is not a JSON object")
+    return tree
+
+
+def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stored:
+            for name in stored.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, stored.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    # Of torch's words only the first sentence: then it recommends to switch `weights_only` off.
+    reason = re.split(r"\.\s", str(error))[0] or type(error).__name__
+    return ModelError(f"{file}: cannot be read, it is damaged or no file of weights: {reason}")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in names:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ModelError(f"{index}: has no weight_map (names → files)")
+            return [folder / part for part in sorted(set(weight_map.values()))]
+    raise ModelError(f"{folder}: has no weights: wanted {' or '.join(names)} (or the index of its shards)")

@@ -1,0 +1,66 @@
+"""A table of text, made of facts by columns that say how each is written.
+
+A column in which nothing is known is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptlab import words
+from gptlab.settings import flatten
+
+Pairs = list[tuple[str, str]]
+"""(what, value) in words."""
+
+Column = tuple[str, Callable[[Mapping[str, Any]], str | None]]
+
+NUMBERS = re.compile(r"[-\d.,/\s∞]*( %| bytes| [kMGT]?B)?")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads and rows of text; `numeric` says of each column whether it holds numbers."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+
+
+def make_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
+    """A row of text for each of `rows`."""
+    filled = [(head, cells) for head, text in columns if any(cells := [text(row) or "" for row in rows])]
+    numeric = [all(NUMBERS.fullmatch(cell) for cell in cells) for _, cells in filled]
+    return Table(
+        [head for head, _ in filled], [list(row) for row in zip(*(c for _, c in filled), strict=True)], numeric
+    )
+
+
+def pairs(tree: Mapping[str, Any]) -> Pairs:
+    """All there is in a tree of plain values."""
+    known = ((key, value) for key, value in flatten(tree).items() if value not in (None, "", []))
+    return [(label(key), text(key, value)) for key, value in known]
+
+
+def text(key: str, value: Any) -> str:
+    """A value in the words that fit its key."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and key.endswith("bytes"):
+        return words.size(value)
+    if isinstance(value, int | float):
+        return f"{value:.4g}" if abs(value) < 1000 else words.number(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def label(key: str) -> str:
+    """`"tokenizer.vocab_size"` → `"tokenizer: vocab size"`."""
+    return key.replace("_", " ").replace(".", ": ")
+
+
+def put(text: Callable[[Any], str], value: Any) -> str | None:
+    """The value in words; None stays None."""
+    return None if value is None else text(value)

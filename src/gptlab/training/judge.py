@@ -1,0 +1,49 @@
+"""What a reward model says of a model's answers while it is trained: a figure at every evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gptlab.errors import RecipeError
+from gptlab.evaluation.answers import Answer, answer
+from gptlab.evaluation.dialogue_scores import dialogue_scores
+from gptlab.evaluation.prompts import topic_prompts
+from gptlab.evaluation.reward_scores import HuggingFaceReward, RewardModel, reward_scores
+from gptlab.evaluation.samples import SampleSettings
+from gptlab.model.gpt import GPT
+from gptlab.text.dialogue import Message
+from gptlab.training.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Answers to the forty prompts that ship, in one batch, drawn as `[samples]` says, the same draws each time."""
+
+    reward: RewardModel
+    samples: SampleSettings
+    data: Prepared
+    seed: int
+
+    @classmethod
+    def of(cls, samples: SampleSettings, data: Prepared, seed: int, device: str) -> Judge | None:
+        """The judge that `samples.reward` asks for. RecipeError where there are no dialogues to be judged."""
+        if samples.reward is None:
+            return None
+        if data.template is None:
+            raise RecipeError("samples.reward: judges answers, and this run learns plain text: it wants dialogues")
+        return cls(HuggingFaceReward(samples.reward, device), samples, data, seed)
+
+    def scores(self, model: GPT) -> dict[str, Any]:
+        """{"mean", "low", "high", "best", "worst"} of `reward_scores`, and the answers' own figures."""
+        answers = self.answers(model)
+        found = self.reward.score([[Message("user", each.prompt), each.message] for each in answers])
+        texts = [each.text for each in answers]
+        return {**reward_scores(found, [each.prompt for each in answers], texts), **dialogue_scores(answers)}
+
+    def answers(self, model: GPT) -> list[Answer]:
+        """An answer to each prompt."""
+        return answer(
+            model, self.data.tokenizer, self.data.template, [[Message("user", p.text)] for p in topic_prompts()],
+            self.samples.sampling, max_new_tokens=self.samples.max_new_tokens, seed=self.seed,
+        )  # fmt: skip
