@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,11 +74,20 @@ class Case:
 
 
 def ours(name: str, make: Callable[..., Work], arguments: Mapping[str, Any], **environment: str) -> Variant:
-    """A variant of this lab's, which runs with what its command line sets before torch is imported."""
+    """A variant of this lab's, which runs as from its command line."""
+    return Variant(f"ours {name}".strip(), make, arguments, environment={**our_environment(), **environment})
+
+
+def in_our_environment(peer: Variant) -> Variant:
+    """The peer with the same variables: what of a ratio is theirs, and not the programs'."""
+    return replace(peer, name=f"{peer.name}, our environment", environment=our_environment())
+
+
+def our_environment() -> dict[str, str]:
+    """What gptlab's command line sets before torch is imported; what is set already stays."""
     from gptlab.cli import BEFORE_TORCH
 
-    variables = {key: os.environ.get(key, value) for key, value in BEFORE_TORCH.items()}  # what is set stays
-    return Variant(f"ours {name}".strip(), make, arguments, environment={**variables, **environment})
+    return {key: os.environ.get(key, value) for key, value in BEFORE_TORCH.items()}
 
 
 def parser(words: str | None) -> argparse.ArgumentParser:

@@ -1,29 +1,35 @@
-"""Writing with GPT-2 124M: a prompt of 32 tokens, 256 new ones, greedily, one row and eight; tokens a second.
+"""Writing with GPT-2 124M: a prompt of 32 tokens, 256 new ones, greedily, one row and eight; tokens a second and peak
+memory.
 
 All but nanoGPT load the same random weights. nanoGPT has no cache, so that a token costs more the more there are
 before it: it writes 32 tokens in the middle of the others' 256, one row only. CTranslate2 converts the weights first.
-`--nanogpt DIR` is a checkout of nanoGPT; without one it is left out.
+`--nanogpt DIR` is a checkout of nanoGPT; without one it is left out. The other peers run twice, as their users run them
+and ", our environment", with the variables that gptlab's command line sets; a ratio is to the better of the two.
 
 `--model RUN_OR_FOLDER --text FILE` shows beside the speed what precision costs: the perplexity of a trained model on a
-text with its weights as each precision keeps them.
+text by the products of each precision, as the C++ step takes them (rounded weights, float32 activations) and as torch
+does where there is no C++ (activations rounded to bfloat16, too).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import Case, Variant, ours, parser, run
+from common import Case, Variant, in_our_environment, ours, parser, run
 from models import GPT2, TINY, Shape, nanogpt, our_gpt, own_folder, random_ids, token_file, write_vocabulary
 from output import print_columns, write
 from worker import Work
 
 if TYPE_CHECKING:
+    from gptlab.data.windows import ScoredWindows
     from gptlab.kernels.decode import Precision
+    from gptlab.model.gpt import GPT
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
@@ -117,13 +123,15 @@ def variants(shape: Shape, folder: str, nanogpt_folder: str | None, size: Sizes)
         ("transformers", transformers_generation, ("float32", "bfloat16"), ("transformers",)),
         ("CTranslate2", ctranslate2_generation, ("float32", "int8"), ("ctranslate2", "transformers")),
     )
+    peers = [
+        Variant(f"{name} {precision}", make, model | {"precision": precision}, needs)
+        for name, make, precisions, needs in loading
+        for precision in precisions
+    ]
     return [
         *([no_cache] if size["rows"] == 1 else []),
-        *(
-            Variant(f"{name} {precision}", make, model | {"precision": precision}, needs)
-            for name, make, precisions, needs in loading
-            for precision in precisions
-        ),
+        *peers,
+        *map(in_our_environment, peers),
         *(
             ours(f"{kernels} {precision}", our_generation, model | {"precision": precision}, **environment)
             for kernels, environment in (("torch", {"GPTLAB_KERNELS": "torch"}), ("C++", {}))
@@ -143,13 +151,9 @@ def write_model(shape: Shape, folder: Path) -> None:
 def quality(name: str, text_file: Path) -> dict[str, Any]:
     """The perplexity of the model on the text in each precision, and how far it is from float32's."""
     import numpy as np
-    import torch
 
     from gptlab.data.windows import ScoredWindows
-    from gptlab.device import pick_precision
-    from gptlab.evaluation.scores import Scorer
-    from gptlab.generation.precision import dequantised
-    from gptlab.objectives.language import LanguageObjective
+    from gptlab.generation.precision import dequantised, with_rounded_products
     from gptlab.run.open import open_model
 
     opened = open_model(name, device="cpu")
@@ -157,18 +161,36 @@ def quality(name: str, text_file: Path) -> dict[str, Any]:
     ids = np.asarray(tokenizer.encode(text))
     file = token_file(own_folder() / "text.tokens", ids, tokenizer.vocab_size, eos_id=tokenizer.eos_id, text=text)
     scored = ScoredWindows(file, opened.model.shape.context)
-    cpu = torch.device("cpu")
-    scorer = Scorer(LanguageObjective(), cpu, pick_precision("float32", cpu), micro_batch_size=4)
-    perplexity = {
-        precision: scorer.text(dequantised(opened.model, precision), scored)["perplexity"] for precision in PRECISIONS
+    exact = perplexity(opened.model, scored)
+    found = {
+        made: {p: perplexity(model_of(opened.model, p), scored) if p != "float32" else exact for p in PRECISIONS}
+        for made, model_of in (("C++", dequantised), ("torch", with_rounded_products))
     }
-    change = {precision: value / perplexity["float32"] - 1 for precision, value in perplexity.items()}
+    change = {made: {p: value / exact - 1 for p, value in each.items()} for made, each in found.items()}
     print(f"\nperplexity of {name} on {text_file}, {scored.scored:,} tokens")
-    print_columns([[p, f"{perplexity[p]:.3f}", f"{change[p]:+.2%}"] for p in PRECISIONS])
+    rows = [[p, *(cell for m in found for cell in (f"{found[m][p]:.3f}", f"{change[m][p]:+.3%}"))] for p in PRECISIONS]
+    print_columns([["", *(cell for made in found for cell in (made, ""))], *rows])
     return {
         "model": name, "text": str(text_file), "tokens": scored.scored, "context": scored.context,
-        "perplexity": perplexity, "change": change,
+        "perplexity": found, "change": change,
     }  # fmt: skip
+
+
+def perplexity(model: GPT, text: ScoredWindows) -> float:
+    """By the model's own output layer, whose products may be rounded; four rows at a time."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from gptlab.data.batch import IGNORE
+
+    total = 0.0
+    with torch.inference_mode():
+        for rows in np.array_split(np.arange(len(text)), -(-len(text) // 4)):
+            batch = text.batch(rows)
+            logits = model.lm_head(model(batch.tokens)).flatten(0, 1)
+            total += F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
+    return math.exp(total / text.scored)
 
 
 def main() -> None:
@@ -182,7 +204,7 @@ def main() -> None:
     shape, prompt, new = (TINY, 8, 16) if options.quick else (GPT2, 32, 256)
     folder = own_folder()
     write_model(shape, folder)
-    baselines = ("transformers float32", "transformers bfloat16", "CTranslate2 int8")
+    baselines = ("transformers float32*", "transformers bfloat16*", "CTranslate2 int8*")
     cases = [
         Case(
             f"batch {rows}", "tokens/s",

@@ -69,13 +69,13 @@ def fused(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def work(loss: Loss, vocabulary: int, width: int, positions: int, precision: str, device: str) -> Work:
     import torch
 
+    bf16 = precision == "bf16"
     if loss is fused:
-        as_in_a_run(device)
+        as_in_a_run(device, "bfloat16" if bf16 else "float32")
     torch.manual_seed(0)
     hidden = torch.randn(positions, width, device=device, requires_grad=True)
     weight = (0.02 * torch.randn(vocabulary, width, device=device)).requires_grad_()
     targets = torch.randint(vocabulary, (positions,), device=device)
-    bf16 = precision == "bf16"
 
     def step() -> None:
         hidden.grad = weight.grad = None

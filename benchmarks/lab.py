@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from models import Shape, own_folder, random_ids, token_file
 
 if TYPE_CHECKING:
+    from gptlab.device import PrecisionName
     from gptlab.model.gpt import GPT
     from gptlab.training.fit import Fit
 
@@ -24,19 +25,19 @@ class Training(NamedTuple):
     fit: Fit
 
 
-def as_in_a_run(device: str) -> None:
-    """What a run sets while it lasts, for as long as this process does."""
+def as_in_a_run(device: str, precision: PrecisionName = "auto") -> None:
+    """What a run in this precision sets while it lasts, for as long as this process does."""
     import torch
 
-    from gptlab.device import float32_products
-    from gptlab.kernels.layers import TRAINING_KERNELS
+    from gptlab.device import float32_products, pick_precision
+    from gptlab.kernels.layers import training_kernels
     from gptlab.kernels.native import kernels
 
     place = torch.device(device)
     life = ExitStack()
     atexit.register(life.close)
     life.enter_context(float32_products(place))
-    names = TRAINING_KERNELS[torch.bfloat16] if place.type == "cpu" else ()
+    names = training_kernels(place, pick_precision(precision, place).dtype)
     life.enter_context(kernels(names, None, lambda text: None))
 
 
@@ -70,6 +71,7 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     precision = pick_precision(recipe.training.precision, place)
     ids = random_ids(BATCHES * rows * shape.context + 1, shape.vocab_size)
     windows = TrainingWindows(token_file(own_folder() / "train.tokens", ids, shape.vocab_size), shape.context, seed=0)
+    as_in_a_run(device, recipe.training.precision)
     measure_peak_flops(place, precision.dtype)  # as a run does, for the memory that it leaves behind
     objective = LanguageObjective()
 
@@ -77,7 +79,6 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
         return outline(recipe, shape.vocab_size, None)
 
     fit = decide_micro_batch(recipe, make_model, windows, objective, device=place, precision=precision, kept=None)
-    as_in_a_run(device)
     torch.manual_seed(recipe.seed)
     model = make_model().to(place).train()
     engine = Engine(

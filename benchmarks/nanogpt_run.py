@@ -18,6 +18,7 @@ from models import Shape, nanogpt
 from torch import Tensor, nn
 
 from gptlab.data.batch import IGNORE, Batch
+from gptlab.data.windows import TrainingWindows
 from gptlab.device import autocast, pick_precision
 from gptlab.evaluation.scores import Scorer
 from gptlab.objectives.language import LanguageObjective
@@ -42,8 +43,8 @@ class TheirLoss(LanguageObjective):
 
 
 def train_nanogpt(recipe: Recipe, data: Prepared, folder: str, rate: float, minutes: float) -> dict[str, Any]:
-    """The curve of sampled validation, twenty points, and at the end the whole validation set; stops where the loss
-    is no longer finite. `folder` is a checkout of nanoGPT."""
+    """The curve of sampled validation, twenty points, and at the end the whole validation set. Where the loss is no
+    longer finite it stops, says so in `diverged`, and has no `validation`. `folder` is a checkout of nanoGPT."""
     torch.manual_seed(recipe.seed)
     model = make_nanogpt(recipe, data.tokenizer.vocab_size, folder)
     optimizer = model.configure_optimizers(DECAY, rate, BETAS, CPU.type)
@@ -56,7 +57,7 @@ def train_nanogpt(recipe: Recipe, data: Prepared, folder: str, rate: float, minu
     scorer = Scorer(TheirLoss(), CPU, pick_precision("float32", CPU), recipe.training.batch_size)
     rows = len(data.validation)
     sampled = np.linspace(0, rows - 1, min(rows, recipe.validation.sampled_rows)).astype(np.int64)  # as in watch.py
-    length, curve, step, seconds = Length.timed(60 * minutes), [], 0, 0.0
+    length, curve, step, seconds, diverged = Length.timed(60 * minutes), [], 0, 0.0, ""
     while length.total is None or step < length.total:
         started = time.perf_counter()
         for group in optimizer.param_groups:
@@ -69,14 +70,15 @@ def train_nanogpt(recipe: Recipe, data: Prepared, folder: str, rate: float, minu
         length.decide(step, seconds)
         if TWENTY_TIMES.evaluation(step, length.total):
             loss = scorer.rows(model, data.validation, sampled)["loss"]
-            curve.append({"seconds": seconds, "step": step, "loss": loss})
             if not math.isfinite(loss):
+                diverged = f"after step {step:,} the loss on validation was not finite"
                 break
+            curve.append({"seconds": seconds, "step": step, "loss": loss})
     tokens = step * recipe.training.batch_size * data.rows.context
     return {
         "seconds": seconds, "compile_seconds": compile_seconds, "steps": step, "tokens": tokens,
         "tokens_per_second": tokens / seconds, "parameters": sum(p.numel() for p in model.parameters()),
-        "validation": scorer.text(model, data.validation), "curve": curve,
+        "validation": None if diverged else scorer.text(model, data.validation), "diverged": diverged, "curve": curve,
     }  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def make_nanogpt(recipe: Recipe, vocab_size: int, folder: str) -> Any:
 
 def backward(compiled: Any, recipe: Recipe, data: Prepared) -> Callable[[], None]:
     """What adds the gradients of one batch of random windows (its get_batch, as one index into the memory map)."""
+    assert isinstance(data.rows, TrainingWindows)  # a corpus, as the recipe's
     ids, context = np.asarray(data.rows.file.tokens), data.rows.context  # indexing np.memmap itself is slower
     precision = pick_precision(recipe.training.precision, CPU)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -23,7 +24,8 @@ PACKAGES = (
 )  # fmt: skip
 
 ENVIRONMENT = (
-    "ours: with what gptlab's command line sets before torch is imported; peers: as their users run them. "
+    "ours, and what is said to be in our environment: with what gptlab's command line sets before torch is imported; "
+    "peers: as their users run them. "
     "Each variant's own variables stand beside it; all have the same cores and number of threads."
 )
 
@@ -119,17 +121,18 @@ def _short(value: float | str) -> str:
 
 
 def write(result: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """The result as JSON, five digits a figure, into --out or results/NAME.json; a --quick one only into --out."""
+    """The result as JSON, five digits a figure (null for one that is not finite, which JSON has not), into --out or
+    results/NAME.json; a --quick one only into --out."""
     if options.quick and not options.out:
         return
     path = Path(options.out) if options.out else HERE / "results" / f"{Path(sys.argv[0]).stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(result), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_rounded(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,10 +47,9 @@ def compare_rates(options: argparse.Namespace) -> None:
         **recipe.model.numbers(), "dropout": recipe.model.dropout, "tie_head": recipe.model.tie_head,
         "batch_size": recipe.training.batch_size, "precision": recipe.training.precision, "seed": recipe.seed,
     }  # fmt: skip
-    checksums = dict(data.fingerprints)
     setting = {
         "runs": f"{recipe.name}, {', '.join(f'{k} {v}' for k, v in chosen.items())}, {options.minutes:g} minutes",
-        "text": comparable(checksums, data.rows.context, recipe.validation.sampled_rows),
+        "text": comparable(data.fingerprints, data.rows.context, recipe.validation.sampled_rows),
     }
     kept = read(options.out) if Path(options.out).exists() else {"setting": setting, "rates": {}}
     if kept["setting"] != setting:
@@ -77,15 +75,17 @@ def cross(options: argparse.Namespace) -> None:
         raise SystemExit(f"another text was scored: {text} in {run.folder}, {peer['setting']['text']} by nanoGPT")
     lines = run.metrics("validation_sampled") or run.metrics("validation")  # a small set is always scored whole
     ours = [(line["seconds"], line["loss"]) for line in lines]
-    finite = {rate: each for rate, each in peer["rates"].items() if math.isfinite(each["validation"]["loss"])}
-    theirs = {rate: [(point["seconds"], point["loss"]) for point in each["curve"]] for rate, each in finite.items()}
-    best = min(finite, key=lambda rate: finite[rate]["validation"]["loss"])
+    learned = {rate: each for rate, each in peer["rates"].items() if each["validation"]}
+    if not learned:
+        raise SystemExit(f"{options.nanogpt_json}: at each of its rates nanoGPT diverged; try lower ones")
+    theirs = {rate: [(point["seconds"], point["loss"]) for point in each["curve"]] for rate, each in learned.items()}
+    best = min(learned, key=lambda rate: learned[rate]["validation"]["loss"])
     end, target = theirs[best][-1]
     seconds = reached(ours, target)
     result = {
         "what": "when our run first was as good as nanoGPT's best at its end; between two points linear in log seconds",
         **machine(None), "run": str(run.folder), "setting": peer["setting"],
-        "nanogpt": {"rate": best, "seconds": end, "loss": target, "validation": finite[best]["validation"]},
+        "nanogpt": {"rate": best, "seconds": end, "loss": target, "validation": learned[best]["validation"]},
         "ours": {"seconds": seconds, "curve": ours, **run.evaluation.get("best", {})},
         "ratio": seconds and seconds / end,
     }  # fmt: skip
@@ -96,7 +96,7 @@ def cross(options: argparse.Namespace) -> None:
     print(f"{run.name}: {least if seconds is None else f'{seconds:,.0f} s, {seconds / end:.3f} of its time'}")
 
 
-def comparable(checksums: Mapping[str, str], context: int, sampled_rows: int) -> dict[str, Any]:
+def comparable(checksums: Mapping[Any, str], context: int, sampled_rows: int) -> dict[str, Any]:
     """What two losses must have in common: the tokens learned from, and the rows scored."""
     splits = {name: checksums[name] for name in ("train", "validation")}
     return {**splits, "context": context, "sampled_rows": sampled_rows}
@@ -210,14 +210,18 @@ def verdict(losses: Mapping[str, float]) -> dict[str, Any]:
 
 
 def print_scores(title: str, found: Mapping[str, Any], columns: Sequence[str]) -> None:
-    """A line each: the whole numbers named, and the scores on the whole validation set."""
+    """A line each: the whole numbers named, and the scores on the whole validation set; then what diverged."""
     scores = ("loss", "perplexity", "perplexity_per_word")
     rows = [
         [name, *(f"{each[key]:,.0f}" for key in columns), *(f"{each['validation'][key]:.4f}" for key in scores)]
         for name, each in found.items()
+        if each["validation"]
     ]
     print(f"\n{title}")
     print_columns([["", *(key.replace("_", " ") for key in (*columns, *scores))], *rows])
+    for name, each in found.items():
+        if each.get("diverged"):
+            print(f"  diverged: {name}: {each['diverged']}")
 
 
 def read(file: str) -> dict[str, Any]:

@@ -139,7 +139,7 @@ USAGE = [
     ("train nothing", "nothing is a folder", "a recipe is a TOML file"),
     ("train cut.toml", "cut.toml: is not valid TOML: Expected ']'"),
     ("train latin.toml", "latin.toml: is not UTF-8 text"),
-    ("train no-model.toml", "no-model.toml: model: is missing"),
+    ("train no-model.toml", "no-model.toml: model: n_layer, n_head, n_embd, context: missing"),
     ("train two.toml", "two.toml: training", "found max_steps and minutes"),
     ("train no-length.toml", "no-length.toml: training", "exactly one of epochs, max_steps, tokens, minutes"),
     ("train odd-variants.toml --variant wide", "odd-variants.toml: variants", "[variants.NAME]"),

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 TOY = """
 import os, sys, time
-from common import Case, Variant, ours, parser, run
+from common import Case, Variant, in_our_environment, ours, parser, run
 from worker import Work
 
 def sleeping(milliseconds, notes="", megabytes=0):
@@ -44,6 +44,7 @@ if __name__ == "__main__":
     slow = {"milliseconds": 40, "notes": options.notes}
     variants = [
         Variant("slow", sleeping, slow), Variant("large", sleeping, {"milliseconds": 20, "megabytes": 200}),
+        in_our_environment(Variant("quiet", sleeping, {"milliseconds": 20})),
         ours("fast", sleeping, slow | {"milliseconds": 10}), Variant("absent", failing, needs=("no_such_module",)),
         Variant("failing", failing), Variant("dying", dying), Variant("unknown", failing, left_out="not here"),
     ]
@@ -88,13 +89,14 @@ def test_each_has_its_own_memory_and_environment_and_the_same_threads(toy: Any) 
     assert 150 < variants["large"]["peak_megabytes"] - variants["slow"]["peak_megabytes"] < 250
     assert variants["slow"]["environment"] == {}
     assert variants["slow"]["spins"] == "default"
-    assert variants["ours fast"]["spins"] == variants["ours fast"]["environment"]["GOMP_SPINCOUNT"]
+    for name in ("ours fast", "quiet, our environment"):
+        assert variants[name]["spins"] == variants[name]["environment"]["GOMP_SPINCOUNT"]
     assert {each["threads"] for each in variants.values()} == {"1"}
 
 
 def test_who_cannot_take_part_is_left_out_and_why_is_said(toy: Any) -> None:
     case = toy[0]["cases"]["toy"]
-    assert list(case["variants"]) == ["slow", "large", "ours fast"]
+    assert list(case["variants"]) == ["slow", "large", "quiet, our environment", "ours fast"]
     assert case["left_out"] == {
         "absent": "not installed: no_such_module",
         "failing": "ValueError: of no use",
@@ -110,6 +112,37 @@ def test_a_result_says_where_and_with_what_it_was_made(toy: Any) -> None:
     assert result["versions"]["torch"]
     assert "toy.py" in result["command"]
     assert {"what", "date", "commit", "environment"} <= result.keys()
+
+
+def test_each_peer_runs_also_in_our_environment() -> None:
+    code = """if 1:
+        import json, sys, generation, training
+        from models import GPT2
+        cases = training.cases(training.shapes("cpu", False), "cpu", "nanoGPT", False)
+        cases += training.cases(training.shapes("cuda", False), "cuda", "nanoGPT", False)
+        size = {"rows": 8, "prompt": 1, "new": 8}
+        names = [[v.name for v in case.variants] for case in cases]
+        print(json.dumps([*names, [v.name for v in generation.variants(GPT2, "", None, size)]]))"""
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    shown = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True).stdout
+    *cases, writing = json.loads(shown)
+    peers = {f"nanoGPT {name}" for name in ("float32", "float32 compiled", "bf16", "bf16 compiled")}
+    peers |= {"transformers float32", "transformers bf16"}
+    again, own = {f"{peer}, our environment" for peer in peers}, {"ours float32", "ours bf16"}
+    together, apart = peers | again | own, [peers | own, again | own]
+    assert [set(names) for names in cases] == [together, together, *apart, *apart, *[peers | own] * 4]
+    assert {"transformers bfloat16, our environment", "CTranslate2 int8, our environment"} < set(writing)
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
+    code = """if 1:
+        import argparse, sys
+        from output import write
+        out = argparse.Namespace(quick=False, out=sys.argv[1])
+        write({"losses": [1.0, float("nan"), (float("inf"),)]}, out)"""
+    environment, out = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}, tmp_path / "result.json"
+    subprocess.run([sys.executable, "-c", code, str(out)], check=True, env=environment)
+    assert json.loads(out.read_text(encoding="utf-8")) == {"losses": [1, None, [None]]}
 
 
 @pytest.mark.parametrize("name", ["generation", "head", "memory", "start", "text", "training", "tuning"])
@@ -187,9 +220,11 @@ def test_generation_shows_what_precision_costs(tmp_path: Path) -> None:
         out=tmp_path / "result.json",
     )  # fmt: skip
     quality = result["quality"]
-    assert quality["perplexity"]["float32"] == pytest.approx(512, rel=0.2)  # untrained: all tokens alike
-    assert quality["change"]["float32"] == 0
-    assert abs(quality["change"]["int8"]) < 0.005
+    for made in ("C++", "torch"):
+        assert quality["perplexity"][made]["float32"] == pytest.approx(512, rel=0.2)  # untrained: all tokens alike
+        assert quality["change"][made]["float32"] == 0
+        assert 0 < abs(quality["change"][made]["int8"]) < 0.005
+    assert quality["perplexity"]["C++"]["int8"] != quality["perplexity"]["torch"]["int8"]
 
 
 TEXT = "\n\n".join(f"The {number}th of them, and {number * number} more, came to the river." for number in range(900))
@@ -247,7 +282,7 @@ def write_rates(file: Path, losses: dict[str, list[float]], train: str = "9-1") 
     text = {"train": train, "validation": "9-2", "context": 16, "sampled_rows": 8}
     rates = {
         rate: {
-            "validation": {"loss": curve[-1]},
+            "validation": {"loss": curve[-1]} if len(curve) > 1 else None,  # one that diverged
             "curve": [{"seconds": 100.0 * (i + 1), "loss": loss} for i, loss in enumerate(curve)],
         }
         for rate, curve in losses.items()
@@ -258,7 +293,7 @@ def write_rates(file: Path, losses: dict[str, list[float]], train: str = "9-1") 
 def test_cross_finds_when_the_best_of_the_rates_was_reached(tmp_path: Path) -> None:
     run = run_with_curve(tmp_path / "run", {10.0: 6.0, 20.0: 5.0, 80.0: 4.0, 200.0: 3.0})
     file = tmp_path / "rates.json"
-    write_rates(file, {"0.001": [5.5, 4.5], "0.0003": [6.0, 5.5], "0.01": [7.0, math.nan]})
+    write_rates(file, {"0.001": [5.5, 4.5], "0.0003": [6.0, 5.5], "0.01": [7.0]})
     result = quality("cross", str(run.folder), "--nanogpt-json", str(file), out=tmp_path / "cross.json")
     assert result["nanogpt"] == {"rate": "0.001", "seconds": 200, "loss": 4.5, "validation": {"loss": 4.5}}
     assert result["ours"]["seconds"] == pytest.approx(40)  # half way from 5 to 4, over the logarithm: √(20 · 80)
@@ -269,15 +304,23 @@ def test_cross_finds_when_the_best_of_the_rates_was_reached(tmp_path: Path) -> N
 
 def test_cross_says_so_where_a_run_never_was_as_good(tmp_path: Path) -> None:
     run = run_with_curve(tmp_path / "run", {10.0: 6.0, 20.0: 5.0})
-    write_rates(tmp_path / "rates.json", {"0.001": [4.5]})
+    write_rates(tmp_path / "rates.json", {"0.001": [4.6, 4.5]})
     rates = str(tmp_path / "rates.json")
     result = quality("cross", str(run.folder), "--nanogpt-json", rates, out=tmp_path / "cross.json")
     assert (result["ours"]["seconds"], result["ratio"]) == (None, None)
 
 
+def test_cross_where_nanogpt_only_diverged(tmp_path: Path) -> None:
+    run = run_with_curve(tmp_path / "run", {10.0: 6.0})
+    write_rates(tmp_path / "rates.json", {"0.1": [9.0]})
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        quality("cross", str(run.folder), "--nanogpt-json", str(tmp_path / "rates.json"), out=tmp_path / "cross.json")
+    assert b"at each of its rates nanoGPT diverged" in failed.value.stderr
+
+
 def test_cross_compares_no_losses_of_different_texts(tmp_path: Path) -> None:
     run = run_with_curve(tmp_path / "run", {10.0: 6.0})
-    write_rates(tmp_path / "rates.json", {"0.001": [4.5]}, train="8-1")
+    write_rates(tmp_path / "rates.json", {"0.001": [4.6, 4.5]}, train="8-1")
     with pytest.raises(subprocess.CalledProcessError) as failed:
         quality("cross", str(run.folder), "--nanogpt-json", str(tmp_path / "rates.json"), out=tmp_path / "cross.json")
     assert b"another text" in failed.value.stderr
@@ -295,7 +338,8 @@ def test_sizes_runs_auto_beside_fixed_depths_and_each_once(little: Path) -> None
     runs = {name: Run.open(little.parent / "runs" / f"little-0.02min-{name}") for name in ("auto", "depth-1")}
     chosen, given = (runs[name].recipe for name in ("auto", "depth-1"))
     assert given["model"]["n_embd"] == 64
-    assert (given["training"]["batch_size"], chosen["training"]["batch_size"]) == (4, 32)  # the recipe's, auto's own
+    assert given["training"]["batch_size"] == 4  # the recipe's
+    assert chosen["training"]["batch_size"] > 4  # auto's own
     assert (given["model"]["dropout"], chosen["model"]["dropout"]) == (0, 0)  # what the line says holds for both
     assert given["model"]["context"] == chosen["model"]["context"] == 16
     assert runs["auto"].origin["data"] == runs["depth-1"].origin["data"]
@@ -309,8 +353,11 @@ def test_nanogpt_learns_from_the_text_of_our_runs_and_each_rate_once(little: Pat
     folder, out = little.parent, little.with_name("nanogpt.json")
     words = ("nanogpt", "--nanogpt", os.environ["GPTLAB_NANOGPT"], "--recipe", str(little), "--minutes", "0.02")
     still = quality(*words, "--rates", "1e-12", out=out)["rates"]["1e-12"]
-    rates = quality(*words, "--rates", "1e-12", "1e-2", out=out)["rates"]
+    rates = quality(*words, "--rates", "1e-12", "1e-2", "1e12", out=out)["rates"]
     assert rates["1e-12"] == still
+    assert rates["1e+12"]["validation"] is None
+    assert rates["1e+12"]["diverged"].endswith("the loss on validation was not finite")
+    assert "NaN" not in out.read_text(encoding="utf-8")
     learned = rates["0.01"]
     assert learned["seconds"] == pytest.approx(1.2, rel=0.3)
     assert learned["curve"][-1]["seconds"] == learned["seconds"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import reduce
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gptlab import device
 from gptlab.device import (
@@ -23,6 +25,7 @@ from gptlab.device import (
 from gptlab.errors import DeviceError
 
 CPU = torch.device("cpu")
+MATMUL = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def test_auto_takes_the_fastest_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +148,20 @@ def test_a_device_is_described_in_words() -> None:
     assert describe_device(CPU).endswith(("core", "cores"))
 
 
+def test_sums_are_float64_where_the_device_has_it() -> None:
+    value = device.in_float64(torch.tensor(1 / 3, dtype=torch.bfloat16))
+    assert value.dtype == torch.float64
+    with FakeTensorMode():
+        for name, place in (("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")):
+            value = device.in_float64(torch.ones((), device=name))
+            assert (value.device.type, value.dtype) == (place, torch.float64)
+
+
 class TestFloat32Products:
+    @pytest.fixture(autouse=True)
+    def _no_setting(self):
+        MATMUL.fp32_precision = "none"  # another test's torch.set_float32_matmul_precision may have left one
+
     def test_are_those_of_float32_and_the_setting_is_put_back(self):
         before = torch.get_float32_matmul_precision()
         a, b = (torch.randn(300, 300, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
@@ -153,19 +169,30 @@ class TestFloat32Products:
         with device.float32_products(torch.device("cpu")) as chosen:
             assert chosen in ("oneDNN", "default")
             assert ((a @ b - exact).norm() / exact.norm()).item() < 2e-6
-        assert torch.get_float32_matmul_precision() == before
+        assert (torch.get_float32_matmul_precision(), MATMUL.fp32_precision) == (before, "none")
 
     def test_a_cpu_that_rounds_is_found_out(self, monkeypatch):
         monkeypatch.setattr(device.F, "linear", lambda a, b: (a.bfloat16() @ b.bfloat16().t()).float())
         with device.float32_products(torch.device("cpu")) as chosen:
-            assert chosen == "default"
-            assert torch.get_float32_matmul_precision() == "highest"
+            assert (chosen, MATMUL.fp32_precision) == ("default", "none")
 
     def test_a_run_goes_on_with_what_it_began_with(self):
-        with device.float32_products(torch.device("cpu"), "default") as chosen:
-            assert (chosen, torch.get_float32_matmul_precision()) == ("default", "highest")
-        with device.float32_products(torch.device("cpu"), "oneDNN") as chosen:
-            assert (chosen, torch.get_float32_matmul_precision()) == ("oneDNN", "medium")
+        with device.float32_products(CPU, "default") as chosen:
+            assert (chosen, MATMUL.fp32_precision) == ("default", "none")
+        with device.float32_products(CPU) as first:
+            pass
+        with device.float32_products(CPU, first) as again:
+            assert again == first
+
+    def test_what_was_kept_on_another_machine_is_probed_here(self, monkeypatch):
+        monkeypatch.setattr(device.F, "linear", lambda a, b: (a.bfloat16() @ b.bfloat16().t()).float())
+        said: list[str] = []
+        with device.float32_products(CPU, "oneDNN", said.append) as chosen:
+            assert (chosen, MATMUL.fp32_precision) == ("default", "none")
+        with device.float32_products(CPU, None, said.append) as chosen:
+            assert chosen == "default"
+        assert len(said) == 1
+        assert said[0].startswith("float32 products: oneDNN, which this run began with, rounds them on this machine")
 
     def test_no_random_number_is_drawn(self):
         torch.manual_seed(3)
@@ -181,3 +208,27 @@ class TestFloat32Products:
                 assert (chosen, torch.get_float32_matmul_precision()) == ("default", "high")
         finally:
             torch.set_float32_matmul_precision("highest")
+
+    @pytest.mark.parametrize(
+        ("where", "setting"),
+        [
+            *(("mkldnn.matmul", setting) for setting in ("ieee", "tf32", "bf16")),
+            *(("cuda.matmul", setting) for setting in ("ieee", "tf32")),
+            *(("", setting) for setting in ("ieee", "tf32", "bf16")),
+        ],
+    )
+    def test_settings_of_the_newer_kind(self, where, setting):
+        theirs = reduce(getattr, filter(None, where.split(".")), torch.backends)
+        theirs.fp32_precision = setting  # from here on torch.get_float32_matmul_precision() may be an error
+        before = MATMUL.fp32_precision
+        try:
+            with device.float32_products(CPU) as chosen:
+                expected = "bf16" if chosen == "oneDNN" else before
+                assert MATMUL.fp32_precision == expected
+            assert (MATMUL.fp32_precision, theirs.fp32_precision) == (before, setting)
+            if before in ("tf32", "bf16"):
+                assert chosen == "default"
+            with device.float32_products(torch.device("cuda")) as chosen:
+                assert (chosen, MATMUL.fp32_precision) == ("default", before)
+        finally:
+            theirs.fp32_precision = "none"

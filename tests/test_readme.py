@@ -65,6 +65,14 @@ def prepared(folder: Path) -> None:
     tokenizer = Tokenizer.train(texts[:20], 1000)
     tokenizer.save(folder / "gpt2")
     save_model(GPT(GPTShape(tokenizer.vocab_size, context=64, n_layer=2, n_head=2, n_embd=32)), folder / "gpt2")
+    tokenizer.save(folder / "microsoft" / "DialoGPT-small")
+    tuned = GPT(GPTShape(tokenizer.vocab_size, context=256, n_layer=2, n_head=2, n_embd=32))
+    save_model(tuned, folder / "microsoft" / "DialoGPT-small", eos_id=tokenizer.eos_id)
+    turns = [{"role": "user", "content": "What is {}?"}, {"role": "assistant", "content": "It is a topic: {}."}]
+    chats = [
+        {"messages": [{**turn, "content": turn["content"].format(name)} for turn in turns]} for name in sorted(topics)
+    ]
+    (folder / "my-chats.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats), encoding="utf-8")
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -78,7 +86,10 @@ def without_fences(text: str) -> str:
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=900)
+    """Runs it; what asks a person something is told Hello."""
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=900, input="Hello!\n"
+    )
 
 
 Ran = tuple[Path, dict[str, subprocess.CompletedProcess[str]]]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptlab.errors import GptlabError, UserError
     from gptlab.evaluation.answers import Answer, answer
-    from gptlab.evaluation.conversation import Conversation
+    from gptlab.evaluation.conversation import Conversation, Parameters
     from gptlab.evaluation.samples import complete
     from gptlab.export.export import export_model
+    from gptlab.generation.decoder import Decoder
     from gptlab.generation.sampling import Sampling
     from gptlab.lab import evaluate, prepare, train
     from gptlab.model.gpt import GPT, GPTShape
@@ -35,12 +36,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "evaluation.answers",
     "Conversation": "evaluation.conversation",
+    "Decoder": "generation.decoder",
     "Evaluation": "training.evaluate",
     "GPT": "model.gpt",
     "GPTShape": "model.gpt",
     "GptlabError": "errors",
     "Message": "text.dialogue",
     "OpenModel": "run.open",
+    "Parameters": "evaluation.conversation",
     "Recipe": "training.recipe",
     "Run": "run.run",
     "Sampling": "generation.sampling",
@@ -62,11 +65,13 @@ __all__ = [
     "GPT",
     "Answer",
     "Conversation",
+    "Decoder",
     "Evaluation",
     "GPTShape",
     "GptlabError",
     "Message",
     "OpenModel",
+    "Parameters",
     "Recipe",
     "Run",
     "Sampling",

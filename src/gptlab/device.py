@@ -9,7 +9,7 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,27 +95,42 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, precision.dtype, enabled=precision.dtype != torch.float32)
 
 
+def in_float64(value: torch.Tensor) -> torch.Tensor:
+    """A value to be summed exactly: on its device, which nobody waits for; on the host where the device has no float64
+    (MPS)."""
+    return (value.cpu() if value.device.type == "mps" else value).double()
+
+
 @contextmanager
-def float32_products(device: torch.device, kept: str | None = None) -> Iterator[str]:
+def float32_products(
+    device: torch.device, kept: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> Iterator[str]:
     """The library for float32 products of a CPU, for as long as it lasts: "oneDNN" or "default".
 
     torch's own choice on x86 is MKL, which is slow on CPUs that are not Intel's. oneDNN's products (430 against 200
     GFLOP/s on an AMD EPYC) are chosen by the setting that also allows it to round to bfloat16, as it does where the
-    CPU has AMX; so it is taken only where a probe finds them as exact as float32 is. `kept` is an earlier choice.
+    CPU has AMX; so it is taken only where a probe finds them as exact as float32 is, also by a run that goes on: `kept`
+    is its earlier choice, and one line says so where this machine cannot keep it. A setting that allows rounding, the
+    user's own, is left alone.
     """
-    before = torch.get_float32_matmul_precision()
-    if device.type != "cpu" or before != "highest" or kept == "default":
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision if device.type == "cpu" else ""
+    if before not in ("none", "ieee") or kept == "default":
         yield "default"
         return
-    torch.set_float32_matmul_precision("medium")
+    products.fp32_precision = "bf16"
     try:
-        if kept == "oneDNN" or _products_are_float32():
-            yield "oneDNN"
-        else:
-            torch.set_float32_matmul_precision(before)
-            yield "default"
+        exact = _products_are_float32()
+        if not exact:
+            products.fp32_precision = before
+            if kept == "oneDNN":
+                say(
+                    "float32 products: oneDNN, which this run began with, rounds them on this machine; torch's default "
+                    "library makes them, and what follows is equal to rounding only"
+                )
+        yield "oneDNN" if exact else "default"
     finally:
-        torch.set_float32_matmul_precision(before)
+        products.fp32_precision = before
 
 
 def _products_are_float32() -> bool:

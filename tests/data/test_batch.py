@@ -89,3 +89,26 @@ def test_a_batch_that_learns_nothing_has_weight_zero() -> None:
     batch = make_batch(torch.ones(2, 3, dtype=torch.int64), torch.full((2, 3), IGNORE), torch.arange(2))
     assert batch.weight == 0
     assert batch.tokens.shape == (2, 1)
+
+
+@pytest.mark.parametrize("micro_batch_size", [64, 5, 1])
+def test_rows_that_come_longest_first_are_cut_where_padding_is_spared(micro_batch_size: int) -> None:
+    random = np.random.default_rng(0)
+    lengths = sorted(random.integers(2, 200, 64), reverse=True)
+    whole = pad_rows([(random.integers(9, size=n), random.integers(9, size=n)) for n in lengths], range(64))
+    parts = list(whole.split(micro_batch_size))
+    assert torch.cat([part.rows for part in parts]).tolist() == list(range(64))
+    assert sum(part.weight for part in parts) == whole.weight == sum(lengths)
+    for part in parts:
+        for row, number in enumerate(part.rows.tolist()):
+            n = lengths[number]
+            assert torch.equal(part.tokens[row, :n], whole.tokens[number, :n])
+    if micro_batch_size == 64:
+        assert 1 < len(parts) < 10
+        assert sum(part.tokens.numel() for part in parts) < 0.75 * whole.tokens.numel()
+
+
+def test_rows_of_one_length_stay_together() -> None:
+    even = pad_rows([([1] * 8, [1] * 8)] * 10, range(10))
+    assert [len(part) for part in even.split(10)] == [10]
+    assert [len(part) for part in even.split(4)] == [4, 4, 2]

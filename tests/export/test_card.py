@@ -85,6 +85,25 @@ def test_of_a_run_it_says_what_the_run_says(run: Run) -> None:
     assert "\n\n\n" not in text
 
 
+def test_of_a_tuned_dialogue_model_it_says_how_it_was_tuned_and_judged(run: Run) -> None:
+    data = {"kind": "dialogues", "learn": "answers", "pack": False, "history": 3, "sources": [{"path": "a.jsonl"}]}
+    origin = json.loads((run.folder / "origin.json").read_text())
+    (run.folder / "origin.json").write_text(json.dumps(origin | {"data": {"template": "hh"}}))
+    run.write_recipe(RECIPE | {"start": "acme/base", "data": data, "lora": {"rank": 4, "alpha": 16.0}})
+    answer = {"score": 1.5, "prompt": "What is a mill?", "answer": "A house."}
+    run.log({
+        "event": "reward", "step": 20, "mean": -0.75, "low": -1.0, "high": -0.5, "best": answer, "worst": answer,
+        "distinct_1": 0.5, "distinct_2": 0.6, "repetition": 0.1, "answer_tokens": 9.0, "answer_tokens_median": 8,
+        "ended": 0.9,
+    })  # fmt: skip
+    fields, text = card(export_model("mine", "out").folder)
+    assert "datasets" not in fields
+    assert "tuned from acme/base on dialogues by LoRA of rank 4" in text
+    assert re.search(r", step 20 \| -0\.750 \|", text)
+    assert "`Once upon`\n\n```text\n a `time` in 30\n```" in text
+    assert "\n\n\n" not in text
+
+
 def test_of_any_other_model_it_says_what_it_is(make_model: Callable[..., Path]) -> None:
     fields, text = card(export_model(make_model(template="chatml"), "out").folder)
     assert fields["tags"] == ["gptlab", "gpt2", "conversational"]

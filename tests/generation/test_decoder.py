@@ -125,7 +125,7 @@ class Listener:
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("part", ["h.0.mlp", "h.1.mlp.c_fc", "ln_f"])
+@pytest.mark.parametrize("part", ["h.0.mlp", "h.1.mlp.c_fc", "ln_f", "lm_head"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_hooks_are_called_at_every_step(model: GPT, precision: Precision, part: str, when: str) -> None:
     listener, module = Listener(), model.eval().get_submodule(part)

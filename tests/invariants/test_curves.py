@@ -1,11 +1,14 @@
 """No path that is fast gives accuracy away: 200 steps at a mild rate, each path's losses beside float32's in torch.
 
-bfloat16 rounds, so its curve is another one; it stays as near as torch's own autocast does.
+bfloat16 rounds, so its curve is another one; it stays as near as torch's own autocast does. The model is small, so what
+is meant for large ones (linear layers, kept memory) is told to take small ones too; a few steps at a length where
+attention is torch's make the rest.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ import torch
 
 from gptlab.data.batch import make_batch
 from gptlab.device import Precision, float32_products
-from gptlab.kernels import native
+from gptlab.kernels import buffers, fused_head, gelu, linear, native
+from gptlab.model import gpt
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training.loop import Engine, descend, gradients
@@ -32,11 +36,13 @@ def text(generator: np.random.Generator, length: int) -> np.ndarray:
     return tokens
 
 
-def curve(dtype: torch.dtype, *, kernels: bool, products: str | None = "default") -> np.ndarray:
+def curve(
+    dtype: torch.dtype, *, kernels: bool, products: str | None = "default", steps: int = STEPS, time: int = TIME
+) -> np.ndarray:
     """The mean loss of each step."""
-    tokens = text(np.random.default_rng(0), STEPS * ROWS * (TIME + 1)).reshape(STEPS, ROWS, TIME + 1)
+    tokens = text(np.random.default_rng(0), steps * ROWS * (time + 1)).reshape(steps, ROWS, time + 1)
     torch.manual_seed(0)
-    model = GPT(GPTShape(VOCABULARY, TIME, n_layer=2, n_head=2, n_embd=64))
+    model = GPT(GPTShape(VOCABULARY, time, n_layer=2, n_head=2, n_embd=64))
     optimizer = Optimizer(model, OptimizerSettings(kind="adamw", learning_rate=1e-3))
     engine = Engine(model, LanguageObjective(), optimizer, CPU, Precision("", dtype, ""), ROWS, 1.0)
     losses = []
@@ -49,6 +55,35 @@ def curve(dtype: torch.dtype, *, kernels: bool, products: str | None = "default"
     return np.array(losses)
 
 
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(linear, "FEWEST_PRODUCTS", 1)
+    monkeypatch.setattr(buffers, "LARGE", 1)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each path was taken."""
+    counts: dict[str, int] = {}
+
+    def count(owner: Any, name: str, path: str) -> None:
+        counts[path], real = 0, getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[path] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(linear, "_call", "linear")
+    count(gelu, "_elementwise", "gelu")
+    count(fused_head, "cross_entropy", "head")
+    count(buffers._Memory, "tensor", "kept memory")
+    count(gpt.F, "scaled_dot_product_attention", "attention")
+    return counts
+
+
 @pytest.fixture(scope="module")
 def reference() -> np.ndarray:
     return curve(torch.float32, kernels=False)
@@ -59,8 +94,10 @@ def test_the_reference_learns(reference):
     assert reference[-20:].mean() < 0.85 * reference[0]
 
 
-def test_float32_with_kernels(reference):
+def test_float32_with_kernels(reference, calls):
     np.testing.assert_allclose(curve(torch.float32, kernels=True), reference, rtol=2e-4)
+    assert bool(calls["gelu"]) == gelu.supported()
+    assert calls["kept memory"]
 
 
 def test_float32_by_onednn_where_the_probe_takes_it(reference):
@@ -68,7 +105,24 @@ def test_float32_by_onednn_where_the_probe_takes_it(reference):
 
 
 @pytest.mark.parametrize("kernels", [False, True], ids=["torch", "C++"])
-def test_bfloat16(reference, kernels):
+def test_bfloat16(reference, calls, kernels):
     ours = curve(torch.bfloat16, kernels=kernels)
     assert np.abs(ours - reference).max() < 0.02
     assert np.abs(ours[-50:] - reference[-50:]).mean() < 4e-3
+    expected = {"linear": linear.supported(), "gelu": gelu.supported(), "head": fused_head.supported()}
+    assert {path: bool(calls[path]) for path in expected} == {path: kernels and expected[path] for path in expected}
+    assert calls["kept memory"]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.bfloat16, 0.02)])
+def test_long_rows(monkeypatch, calls, dtype, bound):
+    """Beyond PLAIN_ATTENTION_TIME attention is torch's own; its reference is the plain products."""
+    time, steps = gpt.PLAIN_ATTENTION_TIME + 8, 6
+    with monkeypatch.context() as plain:
+        plain.setattr(gpt, "PLAIN_ATTENTION_TIME", time)
+        wanted = curve(torch.float32, kernels=False, steps=steps, time=time)
+    assert not calls["attention"]
+    ours = curve(dtype, kernels=True, steps=steps, time=time)
+    assert calls["attention"]
+    assert np.abs(ours - wanted).max() < bound
+    assert wanted[-1] < wanted[0]

@@ -41,6 +41,9 @@ def test_far_out(dtype):
         torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-6)
     assert gelu.gelu(x)[-1] == x[-1]
     assert gelu.gelu(x)[0].abs() < 1e-6 * x[0].abs()
+    far = torch.tensor([-math.inf, -1e38, -1e20, 1e20, 1e38, math.inf]).to(dtype).requires_grad_()
+    gelu.gelu(far).backward(torch.ones(6, dtype=dtype))
+    assert far.grad.tolist() == pytest.approx([0, 0, 0, 1, 1, 1], abs=1e-30)
 
 
 def test_not_a_number_stays_one():
@@ -56,10 +59,12 @@ def test_a_tensor_that_is_not_contiguous():
 
 
 def test_what_is_taken():
-    assert gelu.supported(torch.zeros(3))
-    assert not gelu.supported(torch.zeros(3, dtype=torch.float64))
+    assert gelu.supported()
+    assert gelu.takes(torch.zeros(3))
+    assert not gelu.takes(torch.zeros(3, dtype=torch.float64))
+    assert not gelu.takes(torch.zeros(3).to_sparse())
     with native.torch_only("asked for"):
-        assert not gelu.supported(torch.zeros(3))
+        assert not gelu.supported()
 
 
 def test_the_operators_are_ones_that_torch_can_trace():

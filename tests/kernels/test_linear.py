@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from gptlab.device import Precision
 from gptlab.kernels import linear, native
-from gptlab.kernels.linear import bfloat16_linears
+from gptlab.kernels.layers import fast_layers
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training import loop
@@ -30,6 +30,7 @@ SHAPES = [(1, 1, 1), (7, 3, 5), (33, 65, 127), (100, 768, 130), (13, 2_000, 64),
 """n, in, out: odd ones, less and more than a tile, a panel, a strip and a chunk."""
 
 autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+bfloat16_linears = partial(fast_layers, ("linear",))
 
 
 @pytest.fixture(autouse=True)
@@ -308,7 +309,7 @@ def test_a_step_needs_no_more_memory_than_under_autocast(monkeypatch: pytest.Mon
     shape = GPTShape(vocab_size=300, context=64, n_layer=3, n_head=2, n_embd=64)
 
     def peak(inside: Callable[[], AbstractContextManager[None]]) -> int:
-        monkeypatch.setattr(loop, "fast_layers", inside)
+        monkeypatch.setattr(loop, "fast_layers", lambda names: inside())
         return predict_peak_bytes(
             lambda: GPT(shape),
             LanguageObjective(),

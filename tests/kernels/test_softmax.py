@@ -83,6 +83,50 @@ def test_what_is_not_finite_is_not_hidden(bad):
     assert not logits[1].isfinite().all()
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bad", [10, 11, -1, -100])
+def test_a_target_outside_of_the_vocabulary_is_an_error_and_writes_nothing(dtype, bad):
+    everything = torch.ones(6, 10, dtype=dtype)
+    with pytest.raises(IndexError, match=f"a target is {bad}; the vocabulary has 10"):
+        softmax_loss_(everything[2:4], torch.tensor([3, bad]), None, gradient=True)
+    assert (everything == 1).all()
+
+
+@pytest.mark.usefixtures("path")
+def test_what_cannot_be_read_is_an_error():
+    logits, targets, weights = example(10, torch.float32)
+    before = logits.clone()
+    for bad, message in {
+        (logits, targets.int(), weights): r"targets is torch\.int32",
+        (logits, targets[:-1], weights): r"targets is .*\(36,\).* wants torch\.int64 \(37,\)",
+        (logits, targets[:, None], weights): r"targets is .*\(37, 1\)",
+        (logits, targets, weights[:-1]): r"weights is .*\(36,\)",
+        (logits.t().contiguous().t(), targets, weights): r"logits is .* strides \(1, 37\)",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            softmax_loss_(*bad, gradient=True)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.usefixtures("path")
+def test_targets_and_weights_may_have_any_strides_and_weights_any_dtype():
+    logits, targets, weights = example(10, torch.float32)
+    plain, spread = logits.clone(), logits.clone()
+    expected = softmax_loss_(plain, targets, weights, gradient=True)
+    targets, weights = (torch.stack([x, x], dim=1)[:, 0] for x in (targets, weights.double()))
+    assert torch.equal(softmax_loss_(spread, targets, weights, gradient=True), expected)
+    assert torch.equal(spread, plain)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_no_rows_have_no_losses(dtype):
+    losses = softmax_loss_(torch.zeros(0, 10, dtype=dtype), torch.zeros(0, dtype=torch.int64), None, gradient=True)
+    assert losses.shape == (0,)
+    assert losses.dtype == torch.promote_types(dtype, torch.float32)
+
+
 @native_only
 def test_the_number_of_threads_changes_nothing(monkeypatch):
     results = []

@@ -80,6 +80,65 @@ def test_bfloat16_products_keep_a_float32_softmax():
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
+def as_wanted(weight):
+    return weight
+
+
+def transposed(weight):
+    return weight.t().contiguous().t()
+
+
+@pytest.mark.parametrize(
+    ("hidden_as", "weight_as"),
+    [
+        (torch.Tensor.float, transposed),
+        (torch.Tensor.double, as_wanted),
+        (torch.Tensor.double, torch.Tensor.double),
+        (torch.Tensor.float, torch.Tensor.bfloat16),
+    ],
+    ids=["transposed", "hidden float64", "both float64", "weight bfloat16"],
+)
+def test_under_autocast_whatever_the_kernel_does_not_take(hidden_as, weight_as):
+    hidden, weight, targets, positions = example(torch.float32)
+    exact = head.summed_cross_entropy(hidden, weight, targets, positions)
+    other = [hidden_as(hidden.detach()).requires_grad_(), weight_as(weight.detach()).requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.summed_cross_entropy(*other, targets, positions)
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
+    for ours, given, wanted in zip(gradients(found, *other), other, gradients(exact, hidden, weight), strict=True):
+        assert ours.dtype == given.dtype
+        assert (ours - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_torchs_default_dtype_is_no_matter(precision):
+    case = example(torch.float32)
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = head.summed_cross_entropy(*case)
+        return loss, *gradients(loss, *case[:2])
+
+    expected = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(map(torch.equal, run(), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bad", [VOCABULARY, -100])
+def test_a_target_that_the_vocabulary_has_not_is_an_error(precision, bad):
+    hidden, weight, targets, positions = example(torch.float64 if precision == torch.float64 else torch.float32)
+    targets.view(-1)[positions[3]] = bad
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16),
+        pytest.raises(IndexError, match=f"a target is {bad}; the vocabulary has {VOCABULARY}"),
+    ):
+        head.summed_cross_entropy(hidden, weight, targets, positions)
+
+
 def test_no_position_supervised_is_zero_and_has_zero_gradients():
     hidden, weight, targets, _ = example()
     loss = head.summed_cross_entropy(hidden, weight, targets, torch.empty(0, dtype=torch.int64))

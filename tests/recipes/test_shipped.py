@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -113,7 +114,34 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.fixture(scope="module")
+def base(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with a small-base, and dialogues to tune it by."""
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_CACHE", str(folder / "cache"))
+        small = ("training.max_steps=3", "tokenizer.train=500", "samples.max_new_tokens=5")
+        train_recipe(load_recipe("small-base", *small, data=[str(text)]), runs=folder, device="cpu")
+    lines = [line for line in text.read_text().splitlines() if len(line) > 20][:400]
+    turns = [{"turns": [f"What comes after {line[:12]}?", line]} for line in lines]
+    (folder / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in turns))
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if load_recipe(name).start])
+def test_tiny_tunes_a_small_base_on_dialogues_of_ones_own(
+    name: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTLAB_CACHE", str(base / "cache"))
+    changes = ("training.max_steps=3", "samples.max_new_tokens=5")
+    recipe = load_recipe(name, *changes, variant="tiny", data=[str(base / "chats.jsonl")])
+    run = train_recipe(recipe, runs=base, device="cpu")
+    assert run.evaluation["best"]["validation"]["loss"] < run.evaluation["start"]["validation"]["loss"]
+    assert run.origin["data"]["template"] == run.recipe["data"]["template"]
+    assert ("trainable" in run.origin) == (name == "hh-lora")
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if not load_recipe(name).start])
 def test_tiny_trains_on_a_text_of_ones_own(
     name: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptlab.report.report import write_report
+from gptlab.run.run import Run
 
 RECIPE = """name = "books"
 seed = 1
@@ -108,3 +112,48 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+class Page(HTMLParser):
+    """What a browser would read: tags with their attributes, and the text between them. Tags must close."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "path", "use", "rect"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.fixture
+def written() -> Callable[[Path], tuple[Page, str]]:
+    """written(folder) → the page and the Markdown of the run in `folder`."""
+
+    def write(folder: Path) -> tuple[Page, str]:
+        path = write_report(Run.open(folder))
+        assert path == folder / "report.html"
+        page = Page(path.read_text(encoding="utf-8"))
+        assert not page.open
+        return page, (folder / "report.md").read_text(encoding="utf-8")
+
+    return write

@@ -5,58 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptlab.report.report import SHOWN_SAMPLES, gather, split_loop, write_report
+from gptlab.report.facts import SHOWN_SAMPLES, gather
+from gptlab.report.report import split_loop
 from gptlab.run.run import Run
 
 MakeRun = Callable[..., Path]
+Written = Callable[[Path], tuple[Any, str]]
 
 
-class Page(HTMLParser):
-    """What a browser would read: tags with their attributes, and the text between them. Tags must close."""
-
-    VOID = frozenset({"meta", "br", "link", "img", "path", "use", "rect"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-
-def written(folder: Path) -> tuple[Page, str]:
-    """The page and the Markdown of the run in `folder`."""
-    path = write_report(Run.open(folder))
-    assert path == folder / "report.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    assert not page.open
-    return page, (folder / "report.md").read_text(encoding="utf-8")
-
-
-def test_a_finished_run_is_told_in_full(make_run: MakeRun) -> None:
+def test_a_finished_run_is_told_in_full(make_run: MakeRun, written: Written) -> None:
     page, markdown = written(make_run())
     for told in (
         "books is a GPT of 13.3 million parameters (2 layers, 4 heads, width 128, a context of 128 tokens).",
@@ -76,7 +38,7 @@ def test_a_finished_run_is_told_in_full(make_run: MakeRun) -> None:
     assert not re.search(r"\bNone\b|\bnan\b|Undefined", page.text + markdown)
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(make_run: MakeRun) -> None:
+def test_the_page_is_one_file_that_asks_for_nothing(make_run: MakeRun, written: Written) -> None:
     folder = make_run()
     page, markdown = written(folder)
     for tag, attributes in page.tags:
@@ -92,7 +54,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(make_run: MakeRun) -> None:
     assert all((folder / path).is_file() and (folder / path).with_suffix(".svg").is_file() for path in linked)
 
 
-def test_text_of_the_run_cannot_act_in_the_page(make_run: MakeRun) -> None:
+def test_text_of_the_run_cannot_act_in_the_page(make_run: MakeRun, written: Written) -> None:
     evil = "</td><script>alert(1)</script> ``` {{ 111 * 111 }} & | \u2028 <b>"
     line = json.dumps({"step": 5, "prompt": evil, "text": f" {evil}\n# No heading\n```", "stopped": "eos"}) + "\n"
     note = json.dumps({"event": "note", "step": 1, "text": evil}) + "\n"
@@ -115,7 +77,7 @@ def test_text_of_the_run_cannot_act_in_the_page(make_run: MakeRun) -> None:
     assert not re.search(r"(?<!\\)<", "\n".join(outside))
 
 
-def test_a_run_that_is_still_going_says_what_it_knows(make_run: MakeRun) -> None:
+def test_a_run_that_is_still_going_says_what_it_knows(make_run: MakeRun, written: Written) -> None:
     state = json.dumps({"status": "running", "step": 40, "total_steps": 1000, "best": None})
     page, _ = written(make_run(state=state, evaluation=None))
     assert "It has so far been trained for 40 of 1,000 steps, in which it saw 163,840 tokens" in page.text
@@ -124,22 +86,26 @@ def test_a_run_that_is_still_going_says_what_it_knows(make_run: MakeRun) -> None
     assert "unigram" not in page.text.partition("Curves")[0].partition("The unigram")[0]
 
 
-def test_a_stopped_run_is_not_called_finished(make_run: MakeRun) -> None:
+def test_a_stopped_run_is_not_called_finished(make_run: MakeRun, written: Written) -> None:
     state = json.dumps({"status": "interrupted", "step": 40, "total_steps": 1000, "elapsed_seconds": 20.0})
     assert "It was stopped after 40 of 1,000 steps" in written(make_run(state=state))[0].text
 
 
-def test_a_run_before_its_first_step_has_a_report(make_run: MakeRun) -> None:
+def test_a_run_before_its_first_step_has_a_report(make_run: MakeRun, written: Written) -> None:
     nothing = dict.fromkeys(("origin", "state", "evaluation", "metrics", "samples"))
     page, markdown = written(make_run(**nothing))
-    headings = [name for name in ("Scores", "Curves", "Samples", "Data", "Notes", "Cost") if name in page.text]
+    headings = [
+        name
+        for name in ("Tuning", "Scores", "Rewards", "Curves", "Samples", "Data", "Notes", "Cost")
+        if name in page.text
+    ]
     assert headings == []
     assert "n_embd = 128" in page.text
     assert "n_embd = 128" in markdown
     assert not re.search(r"\bNone\b|Undefined", page.text)
 
 
-def test_a_run_that_diverged_has_a_report(make_run: MakeRun) -> None:
+def test_a_run_that_diverged_has_a_report(make_run: MakeRun, written: Written) -> None:
     """Losses that are not finite stand in the metrics as strings ("NaN", "Infinity")."""
     lines = [
         {"event": "step", "step": 1, "loss": 10.0, "learning_rate": 1.0, "tokens": 1},
@@ -152,7 +118,7 @@ def test_a_run_that_diverged_has_a_report(make_run: MakeRun) -> None:
     assert "was ∞, at step 2" in page.text
 
 
-def test_it_can_be_made_again_and_is_the_same(make_run: MakeRun) -> None:
+def test_it_can_be_made_again_and_is_the_same(make_run: MakeRun, written: Written) -> None:
     folder = make_run()
     files = ("report.html", "report.md", "plots/loss.svg", "plots/loss.png")
     written(folder)
@@ -173,7 +139,8 @@ def test_gather_finds_the_facts(make_run: MakeRun) -> None:
     assert facts["unigram_perplexity"] == facts["best"]["unigram_perplexity"] == pytest.approx(812.41, abs=0.01)
     assert facts["cost"] == {
         "seconds": 250.0, "sessions": 2, "tokens": 163_840, "epochs": 0.4, "tokens_per_second": 163_840 / 250,
-        "memory_bytes": 890_000_040, "peak_share": 0.5, "precision": "float32", "micro_batch_size": 32,
+        "step_seconds": 0.5, "memory_bytes": 890_000_040, "peak_share": 0.5, "precision": "float32",
+        "micro_batch_size": 32,
     }  # fmt: skip
     assert [sample["step"] for sample in facts["samples"][0]["texts"]] == [40, 30, 20, 10]
 

@@ -9,7 +9,7 @@ import pytest
 
 from gptlab.errors import RecipeError
 from gptlab.settings import plain
-from gptlab.training.auto import CHOSEN, DEPTHS, as_chosen, choose_size, predicted_loss
+from gptlab.training.auto import CHOSEN, DEPTHS, _rows, as_chosen, choose_size, predicted_loss
 from gptlab.training.recipe import load_recipe
 
 RECIPE = """
@@ -23,12 +23,13 @@ sources = [{{ embedded = "python-docs" }}]
 {more}
 [training]
 minutes = {minutes}
+{training}
 """
 
 
-def recipe(folder: Path, minutes: float = 10.0, model: str = "", more: str = ""):
+def recipe(folder: Path, minutes: float = 10.0, model: str = "", more: str = "", training: str = ""):
     path = folder / "auto.toml"
-    path.write_text(RECIPE.format(minutes=minutes, model=model, more=more))
+    path.write_text(RECIPE.format(minutes=minutes, model=model, more=more, training=training))
     return load_recipe(path)
 
 
@@ -76,14 +77,51 @@ def test_what_the_recipe_says_itself_stays(tmp_path):
     assert result.optimizer.learning_rate == 0.007
 
 
-def test_rates_are_chosen_for_muon_alone(tmp_path):
-    shallow, deep = (
-        chosen(tmp_path, minutes=minutes, more='[optimizer]\nkind = "muon"').optimizer for minutes in (1, 10_000)
-    )
-    assert shallow.learning_rate > deep.learning_rate
-    assert shallow.matrix_learning_rate == deep.matrix_learning_rate
-    other = '[optimizer]\nkind = "adamw"'
-    assert chosen(tmp_path, more=other).optimizer == recipe(tmp_path, more=other).optimizer
+def optimizer(folder: Path, minutes: float, kind: str = ""):
+    """Width and optimizer of what is chosen."""
+    result = chosen(folder, minutes, more=f'[optimizer]\nkind = "{kind}"' if kind else "")
+    return result.model.n_embd, result.optimizer
+
+
+@pytest.mark.parametrize("kind", ["", "muon"])
+@pytest.mark.parametrize("minutes", [1, 10_000])
+def test_beside_muons_constant_rate_adams_falls_with_the_widths_root(tmp_path, minutes, kind):
+    width, found = optimizer(tmp_path, minutes, kind)
+    assert found.kind == "muon"  # a new model's, where the recipe names none
+    assert found.matrix_learning_rate == 0.01
+    assert found.learning_rate == pytest.approx(0.003 * math.sqrt(256 / width), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_the_rate_of_adam_alone_falls_with_the_width(tmp_path, kind):
+    (narrow, shallow), (wide, deep) = (optimizer(tmp_path, minutes, kind) for minutes in (1, 10_000))
+    assert narrow < wide
+    for width, found in ((narrow, shallow), (wide, deep)):
+        assert found.learning_rate == pytest.approx(0.5 / width, rel=0.05)
+        assert found.matrix_learning_rate is None
+
+
+@pytest.mark.parametrize("kind", ["sgd", "nesterov", "adafactor"])
+def test_of_other_optimizers_no_rate_is_known(tmp_path, kind):
+    more = f'[optimizer]\nkind = "{kind}"'
+    assert chosen(tmp_path, more=more).optimizer == recipe(tmp_path, more=more).optimizer
+
+
+# The measured points: tokens in all → those a step (training/auto.py).
+@pytest.mark.parametrize(("seen", "best"), [(1.05e6, 2048), (2e6, 4096), (4.2e6, 4096)])
+@pytest.mark.parametrize("context", [64, 128, 256, 2048])
+def test_a_steps_tokens_grow_with_the_tokens_seen_whatever_the_context(seen, best, context):
+    assert _rows(seen, context) * context == best
+    assert _rows(seen * 2 ** (1 / 0.571), context) * context == 2 * best
+    assert _rows(1.0, context) == 1
+
+
+def test_rows_a_step_are_chosen_for_the_time_there_is(tmp_path):
+    batches = [chosen(tmp_path, minutes=minutes).training.batch_size for minutes in (0.5, 3, 30, 10_000)]
+    assert batches == sorted(batches)
+    assert batches[0] < batches[-1]
+    given = chosen(tmp_path, minutes=10_000, training="batch_size = 24")
+    assert given.training.batch_size == 24
 
 
 def test_a_run_that_goes_on_keeps_its_choice(tmp_path):
@@ -104,7 +142,7 @@ def test_a_shape_beside_auto_is_refused(tmp_path, model):
 
 def test_auto_without_minutes_is_refused(tmp_path):
     path = tmp_path / "auto.toml"
-    path.write_text(RECIPE.format(minutes=1, model="", more="").replace("minutes = 1", "epochs = 1"))
+    path.write_text(RECIPE.format(minutes=1, model="", more="", training="").replace("minutes = 1", "epochs = 1"))
     with pytest.raises(RecipeError, match=r"wants training\.minutes"):
         load_recipe(path)
 

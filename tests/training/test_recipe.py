@@ -1,5 +1,7 @@
 """Recipes: what ships builds, what is changed takes the place of what there was, what is written reads back."""
 
+import pickle
+
 import pytest
 
 from gptlab.cli import spread
@@ -89,3 +91,9 @@ def test_a_recipe_written_out_reads_back_equal(recipe, tmp_path):
 )
 def test_data_takes_every_word_up_to_the_next_option_or_change(typed, meant):
     assert spread(typed.split()) == meant.split()
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_recipe_goes_from_process_to_process(name: str) -> None:
+    recipe = load_recipe(name)
+    assert pickle.loads(pickle.dumps(recipe)) == recipe

@@ -22,9 +22,14 @@ from gptlab.training.assemble import train_recipe
 from gptlab.training.recipe import Recipe
 
 QUESTIONS = [
-    {"messages": [{"role": "user", "content": f"What is {n} and one?"}, {"role": "assistant", "content": f"It is {n + 1}."}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n} and one?"},
+            {"role": "assistant", "content": f"It is {n + 1}."},
+        ]
+    }
     for n in range(60)
-]  # fmt: skip
+]
 
 
 @pytest.fixture

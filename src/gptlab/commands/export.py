@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from gptlab.errors import UserError
-
 if TYPE_CHECKING:
     from gptlab.export.export import Format
-    from gptlab.run.open import Which
 
 
 def export(
@@ -33,17 +30,16 @@ def export(
 
     It is read again and compared with the model before it gets its name.
     """
-    which = _checkpoint(checkpoint)
-
     from rich.console import Console
 
     from gptlab.export.export import export_model
+    from gptlab.run.open import parse_checkpoint
 
     err = Console(stderr=True, highlight=False, markup=False)
     with err.status("exporting") as status:
         done = export_model(
-            model, to, format=cast("Format", format), merge=merge, push=push, runs=runs, checkpoint=which,
-            say=status.update,
+            model, to, format=cast("Format", format), merge=merge, push=push, runs=runs, 
+            checkpoint=parse_checkpoint(checkpoint), say=status.update,
         )  # fmt: skip
     if as_json:
         tree = {"folder": str(done.folder), "files": done.files, "checks": done.checks, "address": done.address}
@@ -54,11 +50,3 @@ def export(
     print(f"exported  {done.folder}")
     if done.address:
         print(f"pushed    {done.address}")
-
-
-def _checkpoint(which: str | None) -> Which:
-    if which is None or which in ("best", "last"):
-        return cast("Which", which)
-    if which.isdecimal():
-        return int(which)
-    raise UserError(f"--checkpoint {which}: wanted best, last or the number of a step")

@@ -50,10 +50,19 @@ class Batch:
         return Batch(tokens, targets, positions, self.rows, self.weight)
 
     def split(self, micro_batch_size: int) -> Iterator[Batch]:
-        """Consecutive micro-batches of at most `micro_batch_size` rows, each cut to its own longest row."""
+        """Consecutive micro-batches of at most `micro_batch_size` rows, each cut to its own longest row. Rows that come
+        longest first are cut once more wherever that spares a good part of the padding."""
+        lengths = self._lengths()
         for start in range(0, len(self), micro_batch_size):
-            part = slice(start, start + micro_batch_size)
-            yield make_batch(self.tokens[part], self.targets[part], self.rows[part])
+            for length in _even_lengths(lengths[start : start + micro_batch_size]):
+                part = slice(start, start + length)
+                yield make_batch(self.tokens[part], self.targets[part], self.rows[part])
+                start += length
+
+    def _lengths(self) -> np.ndarray:
+        """Positions of each row up to its last supervised one, (rows,)."""
+        supervised = self.targets.numpy() != IGNORE
+        return np.where(supervised.any(axis=1), supervised.shape[1] - supervised[:, ::-1].argmax(axis=1), 1)
 
 
 def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor) -> Batch:
@@ -67,6 +76,22 @@ def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor) -> Batch:
     tokens, targets, supervised = tokens[:, :time], targets[:, :time], supervised[:, :time]
     positions = supervised.reshape(-1).nonzero().squeeze(1)
     return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, float(len(positions)))
+
+
+SPARED = 0.15
+"""A batch of uneven rows is cut in two where that spares so much of its positions: each part has a cost of its own."""
+
+
+def _even_lengths(lengths: np.ndarray) -> list[int]:
+    """How many rows go together: `lengths` (n,) cut, where they fall, into parts of about one length."""
+    if (np.diff(lengths) > 0).any():
+        return [len(lengths)]
+    before = np.arange(1, len(lengths))
+    positions = before * lengths[0] + before[::-1] * lengths[1:]  # of both parts together, for each place to cut
+    if not len(positions) or positions.min() > (1 - SPARED) * len(lengths) * lengths[0]:
+        return [len(lengths)]
+    cut = int(positions.argmin()) + 1
+    return [*_even_lengths(lengths[:cut]), *_even_lengths(lengths[cut:])]
 
 
 def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], numbers: Sequence[int]) -> Batch:

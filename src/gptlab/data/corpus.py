@@ -22,7 +22,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from gptlab.data.counts import SourceCounts, check_counts, warnings_about
-from gptlab.data.divided import DividedSettings
+from gptlab.data.divided import DividedSettings, SplitSettings
 from gptlab.data.locking import only_one
 from gptlab.data.preparing import Preparation
 from gptlab.data.reading import Part, PrepareProgress, Reading, make_parts
@@ -38,10 +38,16 @@ from gptlab.text.tokenizer import Tokenizer
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class TextSplitSettings(SplitSettings[SourceSettings]):
+    """`[data.validation]`, `[data.test]` of a corpus. A name of its own, so that a recipe can be pickled."""
+
+
 class CorpusSettings(DividedSettings[SourceSettings]):
     """`[data]` with kind = "corpus"."""
 
     kind: Literal["corpus"] = "corpus"
+    validation: TextSplitSettings = TextSplitSettings(share=0.05)
+    test: TextSplitSettings | None = None
 
     @model_validator(mode="after")
     def _scored_once(self) -> Self:

@@ -23,7 +23,7 @@ from gptlab.data.dialogue_encoding import DialogueEncoder, Learn
 from gptlab.data.dialogue_preparing import DialoguePreparation, Part
 from gptlab.data.dialogue_rows import DialogueRows
 from gptlab.data.dialogue_sources import DialogueSource, DialogueSourceSettings
-from gptlab.data.divided import DividedSettings
+from gptlab.data.divided import DividedSettings, SplitSettings
 from gptlab.data.places import distinct_names
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.row_file import RowFile
@@ -37,10 +37,16 @@ BAD_ROWS = 0.01
 OnProgress = Callable[[PrepareProgress], None]
 
 
+class DialogueSplitSettings(SplitSettings[DialogueSourceSettings]):
+    """`[data.validation]`, `[data.test]` of dialogues. A name of its own, so that a recipe can be pickled."""
+
+
 class DialogueSettings(DividedSettings[DialogueSourceSettings]):
     """`[data]` with kind = "dialogues"."""
 
     kind: Literal["dialogues"] = "dialogues"
+    validation: DialogueSplitSettings = DialogueSplitSettings(share=0.05)
+    test: DialogueSplitSettings | None = None
     template: str | None = None
     """"eos", "hh", "chatml" or a file of Jinja; without it the model's own, else "eos"."""
     learn: Learn = "answers"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gptlab.data.batch import Rows, TextRows
-from gptlab.device import Precision, autocast
-from gptlab.kernels.layers import fast_layers
+from gptlab.device import Precision, autocast, in_float64
+from gptlab.kernels.layers import fast_layers, training_kernels
 from gptlab.objectives.base import Objective, exp, means
 
 
@@ -41,15 +41,16 @@ class Scorer:
         numbers = np.arange(len(rows)) if numbers is None else numbers
         totals: dict[str, Tensor] = {}
         weight = 0.0
+        kernels = training_kernels(self.device, self.precision.dtype)
         was_training = model.training
         model.eval()
         try:
             for start in range(0, len(numbers), self.micro_batch_size):
                 batch = rows.batch(numbers[start : start + self.micro_batch_size])
-                with autocast(self.device, self.precision), fast_layers():
+                with autocast(self.device, self.precision), fast_layers(kernels):
                     sums = self.objective(model, batch.to(self.device))
                 for key, value in sums.items():
-                    totals[key] = totals.get(key, 0) + value.double()
+                    totals[key] = totals.get(key, 0) + in_float64(value)
                 weight += batch.weight
                 if on_batch:
                     on_batch(min(start + self.micro_batch_size, len(numbers)), len(numbers))

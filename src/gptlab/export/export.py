@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +92,11 @@ def export_model(
         checks = write(source, folder, merge=merge, say=say)
         kind: Kind = "gguf" if format == "gguf" else "adapter" if is_adapter(folder) else "model"
         write_card(folder, source, kind, place=push or to.name)
-    files = tuple(sorted(path.name for path in to.iterdir()))
-    if push is None:
-        return Exported(to, files, tuple(checks))
-    say(f"uploading to {push}")
-    try:
-        address = upload_folder(to, push, replaces=(*SAFE_FILES, *PICKLED_FILES) if format == "huggingface" else ())
-    except GptlabError as error:
-        raise type(error)(f"{error}; the export itself is in {to}, to upload it: hf upload {push} {to}") from error
-    return Exported(to, files, tuple(checks), address)
+    address = None
+    if push is not None:
+        say(f"uploading to {push}")
+        address = _upload(to, push, replaces=() if format == "gguf" else (*SAFE_FILES, *PICKLED_FILES))
+    return Exported(to, tuple(sorted(path.name for path in to.iterdir())), tuple(checks), address)
 
 
 def _write_huggingface(source: Source, folder: Path, *, merge: bool, say: Say) -> list[str]:
@@ -148,6 +144,14 @@ def _load(source: Source, *, merge: bool, say: Say) -> tuple[GPT, Answers, list[
         return model, answers, [compare(answers, reader, "merged into its base")]
     except GptlabError as error:
         raise GptlabError(f"{error}; export the adapter as it is, without merging") from error
+
+
+def _upload(folder: Path, repo: str, *, replaces: Sequence[str]) -> str:
+    try:
+        return upload_folder(folder, repo, replaces=replaces)
+    except GptlabError as error:
+        said = f"{error}; the export itself is in {folder}, to upload it: hf upload {repo} {folder}"
+        raise type(error)(said) from error
 
 
 def _require_new(to: Path) -> None:

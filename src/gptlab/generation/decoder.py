@@ -27,9 +27,9 @@ from gptlab.model.gpt import GPT, MLP, Attention, Block
 class Decoder:
     """A model and its weights in `precision`, for as many texts as wanted.
 
-    It is made for the weights as they are: after training goes on, make another. With float32 nothing is copied;
-    bfloat16 and int8 keep a half and a quarter of the products' bytes beside the model. UserError for a precision that
-    there is not. Threads may share one whose model is in eval mode.
+    It is made for the model as it is: after training goes on, or a hook was put on it, make another. With float32
+    nothing is copied; bfloat16 and int8 keep a half and a quarter of the products' bytes beside the model. Threads may
+    share one whose model is in eval mode. UserError for a precision that there is not.
 
     native: the C++ step, or None where torch makes it
     reason: why torch does so on a CPU, more slowly, in a few words; else "" (on a GPU nothing else is wanted)
@@ -54,7 +54,7 @@ class Decoder:
         hidden = model(torch.from_numpy(padded).to(weight.device), cache)  # (rows, time, n_embd)
         cache.set_lengths(lengths)
         # Only the last real position goes through the head: no (rows, time, vocab_size) logits.
-        return cache, model.logits(hidden[torch.arange(len(windows), device=weight.device), cache.lengths - 1])
+        return cache, model.lm_head(hidden[torch.arange(len(windows), device=weight.device), cache.lengths - 1])
 
     def step(self, ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Reads one more token a row, ids (rows,), and gives the logits (rows, vocab_size) after it.
@@ -69,11 +69,10 @@ class Decoder:
         return logits
 
 
-def _native(model: GPT, precision: Precision) -> Decode | None:
+def _native(model: GPT, precision: Precision) -> Decode:
     library, shape = native.library("decode"), model.shape
+    assert library is not None
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if library is None:
-        return None
     return Decode(library, weights, precision, n_head=shape.n_head, epsilon=shape.layer_norm_epsilon)
 
 

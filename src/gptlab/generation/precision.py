@@ -1,7 +1,9 @@
 """What a precision makes of a model, in torch alone: its products by rounded weights, and the model that they are.
 
-`dequantised(model, precision) -> GPT` is a float32 copy with exactly the weights that `precision` reads: score it to
-know what the precision costs.
+`dequantised(model, precision) -> GPT` is a float32 copy with exactly the weights that `precision` reads, which is what
+the C++ step computes: score it to know what the precision costs. `with_rounded_products` is what computes in its place
+where there is no compiler, and rounds activations to bfloat16 as well. benchmarks/generation.py scores both: of models
+of width 128 to 256 the perplexity in int8 changed by −0.03 to +0.03 % in C++, and in torch by 0.002 to 0.02 % more.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from gptlab.model.gpt import GPT
 def dequantised(model: GPT, precision: Precision) -> GPT:
     """A float32 copy of the model whose products have exactly the weights that `precision` reads.
 
-    For scoring what a precision costs: the embeddings, which are no product, keep theirs, so a tied head is untied.
+    For scoring what a precision costs: the embeddings, which are no product, keep theirs, so a tied head is untied. Its
+    activations are float32, as the C++ step's are.
     """
     twin = copy.deepcopy(model)
     if model.shape.tie_head:
@@ -34,7 +37,8 @@ def dequantised(model: GPT, precision: Precision) -> GPT:
 
 
 def with_rounded_products(model: GPT, precision: Precision) -> GPT:
-    """A GPT whose Linear modules are `_RoundedLinear`; all other tensors, and the hooks, are the model's own."""
+    """A GPT, in eval mode, whose Linear modules are `_RoundedLinear`; all other tensors, and the hooks, are the model's
+    own. Its last layer is called (`lm_head(…)`): `head_weight` is not rounded. Bfloat16 and int8 alone."""
     hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     twin = copy.deepcopy(model, {id(own): own for own in (*model.parameters(), *hooks)}).eval()
     for module in _products(twin):

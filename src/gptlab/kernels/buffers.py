@@ -22,8 +22,8 @@ from gptlab.kernels.tiles import scratch
 LARGE = 2**25
 """Bytes from which on glibc keeps nothing that is freed (DEFAULT_MMAP_THRESHOLD_MAX in its malloc.c)."""
 
-MOST = 3
-"""So many are kept for one weight: its gradient so far, a micro-batch's, and what is being added to that."""
+MOST = 2
+"""So many are kept for one weight: its gradient, and what is being added to that. More would mostly lie idle."""
 
 
 class _Memory:
@@ -55,16 +55,15 @@ _kept = _Kept()
 def empty_like(weight: Tensor) -> Tensor:
     """Uninitialized memory of the shape of an embedding or output layer, contiguous; kept memory where it is large,
     float32 and on the CPU."""
-    if not (_is_real(weight) and weight.dtype == torch.float32 and weight.nbytes >= LARGE):
-        return torch.empty_like(weight, memory_format=torch.contiguous_format)
-    memories: list[_Memory] = _kept.memories.setdefault(weight, [])
-    for memory in memories:
-        if memory.free():
-            return memory.tensor()
-    memory = _Memory(weight)
-    if len(memories) < MOST:
-        memories.append(memory)
-    return memory.tensor()
+    if _is_real(weight) and weight.dtype == torch.float32 and weight.nbytes >= LARGE:
+        memories: list[_Memory] = _kept.memories.setdefault(weight, [])
+        for memory in memories:
+            if memory.free():
+                return memory.tensor()
+        if len(memories) < MOST:
+            memories.append(_Memory(weight))
+            return memories[-1].tensor()
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def logits_like(hidden: Tensor, positions: int, vocabulary: int) -> Tensor:

@@ -6,7 +6,8 @@ bfloat16 is a rounding to 8 significant bits. int8 is symmetric, w ≈ scale · 
 the scale stands outside of the sum over the inputs, a sum costs one multiplication, and torch's own int8 product
 (`_weight_int8pack_mm`) reads the same numbers. The perplexity of a trained model of width 128, where a weight counts
 for more than in a wide one, rises by 0.22 % (bfloat16: 0.003 %; benchmarks/generation.py measures it). A scale for
-each 64 inputs would leave 0.08 % of it, for 6 % more bytes. Activations are never quantised.
+each 64 inputs would leave 0.08 % of it, for 6 % more bytes. Activations stay float32 here; torch's products, which do
+the work where there is no compiler, round them to bfloat16 (generation/precision.py).
 """
 
 from __future__ import annotations

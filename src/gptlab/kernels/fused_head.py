@@ -29,6 +29,13 @@ def reason() -> str:
     return tiles.reason("fused_head")
 
 
+def takes(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel is for an output layer like this; to any other the pure-torch equal can be put."""
+    on_cpu = hidden.device.type == weight.device.type == "cpu"
+    dtypes = hidden.dtype in (torch.float32, torch.bfloat16) and weight.dtype == torch.float32
+    return on_cpu and dtypes and hidden.is_contiguous() and weight.is_contiguous()
+
+
 def cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -32,18 +32,19 @@ def fast_layers(names: Sequence[str] = tuple(_SUPPORTED)) -> Iterator[None]:
     and "gelu" are layers; where one of them can be had on this machine, embeddings are exchanged too
     (buffers.Embedding). Which can be had is decided once, on entering; `native.torch_only` around it means none.
 
-    The functions are exchanged for the whole process, since backward must find them where it computes a forward again
-    (torch.utils.checkpoint); what they do is decided by who calls them: a thread that has not entered gets torch's, and
-    so does torch.compile, whose own compiler does better with torch's operators. They have a first derivative, by
-    backward(); for a second one, torch.func and forward-mode gradients stay outside.
+    The functions are exchanged for the whole process, and do what their caller entered with: a thread that has not
+    entered gets torch's, and so does torch.compile, which can fuse those. What computes a forward again in backward
+    (torch.utils.checkpoint) must find the same as the first time, or it raises CheckpointError: call backward inside
+    too. There is a first derivative, by backward() or torch.autograd.grad; for a second one, for torch.func and for
+    forward-mode gradients stay outside.
     """
     taken = frozenset(name for name in names if name in _SUPPORTED and _SUPPORTED[name]())
     token = _taken.set(taken)
-    _exchange(+1)
+    _exchange(bool(taken))
     try:
         yield
     finally:
-        _exchange(-1)
+        _exchange(-bool(taken))
         _taken.reset(token)
 
 

@@ -144,7 +144,7 @@ def _open(built: Callable[[], Path]) -> ctypes.CDLL:
 
 
 def find_compiler() -> tuple[str, ...] | None:
-    """The command of the C++ compiler: $CXX, which may have arguments, else the first of g++, c++, clang++ that there is.
+    """The C++ compiler's command: $CXX, which may have arguments, else the first there is of g++, c++ and clang++.
 
     ValueError where $CXX is no command.
     """

@@ -120,10 +120,10 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """−log p(target) of each position (n,), and the gradients of Σ weights · that, where they are needed.
 
-    hidden (n, width), weight (vocabulary, width), targets and weights (n,); products in `dtype`. One buffer holds
-    every chunk's logits and then, in their place, their gradient: fresh memory costs ten times what its use does.
+    hidden (n, width), weight (vocabulary, width), targets and weights (n,); products in `dtype`. One buffer, kept
+    from call to call on a CPU, holds every chunk's logits and then, in their place, their gradient.
     """
-    if dtype == torch.bfloat16 and weight.device.type == "cpu" and fused_head.supported():
+    if dtype == torch.bfloat16 and fused_head.takes(hidden, weight) and fused_head.supported():
         losses, *gradients = torch.ops.gptlab.fused_head(hidden, weight, targets, weights, need_hidden, need_weight)
         d_hidden, d_weight = (
             g if needed else None for g, needed in zip(gradients, (need_hidden, need_weight), strict=True)
@@ -131,7 +131,7 @@ def _losses_and_gradients(
         return losses, None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight
     hidden_cast, weight_cast = hidden.detach().to(dtype), weight.detach().to(dtype)
     size = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight)))
-    buffer = hidden_cast.new_empty(size, len(weight))
+    buffer = buffers.logits_like(hidden_cast, size, len(weight))
     losses = []
     d_hidden = torch.empty_like(hidden_cast) if need_hidden else None
     d_weight = _WeightGradient(weight, dtype) if need_weight else None
@@ -163,9 +163,10 @@ class _WeightGradient:
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.weight = weight
         self.transposed = weight.device.type == "cpu"
         shape = weight.shape[::-1] if self.transposed else weight.shape
-        self.sum = weight.new_zeros(shape)
+        self.sum = buffers.empty_like(weight).view(shape).zero_()
         self.product = None if dtype == weight.dtype else weight.new_empty(shape, dtype=dtype)
 
     def add(self, d_logits: Tensor, hidden: Tensor) -> None:
@@ -176,7 +177,7 @@ class _WeightGradient:
             self.sum += torch.mm(left.t(), right, out=self.product)
 
     def total(self) -> Tensor:
-        return self.sum.t().contiguous() if self.transposed else self.sum
+        return buffers.empty_like(self.weight).copy_(self.sum.t()) if self.transposed else self.sum
 
 
 @torch.library.custom_op("gptlab::fused_head", mutates_args=())
@@ -184,10 +185,10 @@ def _fused_head(
     hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, need_hidden: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole in one kernel: losses (n,), and d_hidden and d_weight in float32, empty where they are not needed."""
-    d_hidden = torch.empty(hidden.shape if need_hidden else 0)
-    d_weight = buffers.gradient_of_head(weight) if need_weight else torch.empty(0)
+    d_hidden = hidden.new_empty(hidden.shape if need_hidden else 0, dtype=torch.float32)
+    d_weight = buffers.empty_like(weight) if need_weight else weight.new_empty(0)
     losses = fused_head.cross_entropy(
-        hidden, weight.float(), targets, None if weights is None else weights.float().contiguous(),
+        hidden, weight, targets, None if weights is None else weights.float().contiguous(),
         d_hidden=d_hidden if need_hidden else None, d_weight=d_weight if need_weight else None,
     )  # fmt: skip
     return losses, d_hidden, d_weight

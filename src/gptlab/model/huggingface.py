@@ -44,14 +44,14 @@ DTYPES = {
 }  # fmt: skip
 
 
-def save_model(model: GPT, folder: Path, *, eos_id: int | None = None) -> None:
+def save_model(model: GPT, folder: Path, *, eos_id: int | None = None, bos_id: int | None = None) -> None:
     """Writes the three files into `folder`, which transformers' `AutoModelForCausalLM` then reads.
 
-    One tensor at a time is copied to the CPU. `eos_id`: the token that ends a text (GPT-2 also begins with it).
-    OSError where the disk does not take it.
+    One tensor at a time is copied to the CPU. `eos_id`: the token at which writing ends; `bos_id`: that a text begins
+    with, by default the same, as GPT-2 has it. OSError where the disk does not take it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ends = {"bos_token_id": eos_id, "eos_token_id": eos_id}
+    ends = {"bos_token_id": eos_id if bos_id is None else bos_id, "eos_token_id": eos_id}
     _write_json(folder / "config.json", _config(model) | ends)
     _write_json(folder / "generation_config.json", ends)
     write_tensors(folder / "model.safetensors", _stored_tensors(model))

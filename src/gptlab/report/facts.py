@@ -12,6 +12,9 @@ from gptlab.settings import to_toml
 SHOWN_SAMPLES = 8
 """Of each prompt at most so many texts, evenly over the run; samples.jsonl has all."""
 
+SETS = {"validation": "validation", "validation_sampled": "validation, a sample"}
+"""What the lines of metrics.jsonl scored."""
+
 Facts = dict[str, Any]
 Record = dict[str, Any]
 
@@ -30,7 +33,7 @@ def gather(run: Run) -> Facts:
         "status": state.get("status"),
         "step": state.get("step") or _last(steps, "step"),
         "total_steps": state.get("total_steps"),
-        "model": recipe.get("model", {}),
+        "model": {**recipe.get("model", {}), **origin.get("shape", {})},
         "parameters": origin.get("parameters"),
         "tuning": _tuning(recipe, origin),
         "dialogues": dialogues,
@@ -91,20 +94,22 @@ def _scored(tree: Mapping[str, Any], path: tuple[str, ...] = (), outer: Record |
 
 
 def _validated(metrics: Sequence[Record], best_step: int | None) -> list[Record]:
-    """The start, the best and the last validation of a run that has not been evaluated, by the whole set if that saw
-    the best step."""
-    rows, found = {}, []
-    for event, on in (("validation", "validation"), ("validation_sampled", "validation, a sample")):
-        lines = [{**line, "on": on} for line in metrics if line["event"] == event and math.isfinite(line["loss"])]
-        rows |= {"start": line for line in lines if line["step"] == 0}
-        found.append([line for line in lines if line["step"] > 0])
-    tuned = next((lines for lines in found if best_step in [line["step"] for line in lines]), found[0] or found[1])
-    if tuned:
-        at_best = [line for line in tuned if line["step"] == best_step]
-        rows["best"] = at_best[-1] if at_best else min(tuned, key=lambda line: line["loss"])
-        if tuned[-1]["step"] != rows["best"]["step"]:
-            rows["last"] = tuned[-1]
-    return [{**line, "model": name} for name, line in rows.items()]
+    """The start, the best and the last validation of a run that has not been evaluated; the two by the whole set, or by
+    the sample where only that saw the best step."""
+    lines = [
+        {**line, "on": SETS[line["event"]]} for line in metrics if line["event"] in SETS and math.isfinite(line["loss"])
+    ]
+    start = [line for line in lines if line["step"] == 0]
+    whole, sampled = ([line for line in lines if line["on"] == on and line["step"] > 0] for on in SETS.values())
+    later = sampled if best_step in _steps(sampled) and best_step not in _steps(whole) else whole or sampled
+    best = [line for line in later if line["step"] == best_step] or sorted(later, key=lambda line: line["loss"])
+    last = [line for line in later[-1:] if line["step"] != best[0]["step"]]
+    named = {"start": start[:1], "best": best[:1], "last": last}
+    return [{**line, "model": name} for name, found in named.items() for line in found]
+
+
+def _steps(lines: Sequence[Record]) -> list[int]:
+    return [line["step"] for line in lines]
 
 
 def _row(scores: Sequence[Record], model: str, on: str) -> Record | None:

@@ -81,9 +81,10 @@ def _loss(metrics: Sequence[Record], unigram_perplexity: float | None, unit: str
         return None
     figure, axes = _axes(f"loss (nats per {unit})", size=(7.6, 4.2))
     window = max(1, len(steps) // 40) | 1
-    thin = {} if window == 1 else {"alpha": 0.3, "linewidth": 0.8}
-    axes.plot(steps, losses, color=BLUE, label="training", **thin)
-    if thin:
+    smoothed = window > 1
+    width, alpha = (0.8, 0.3) if smoothed else (1.6, 1.0)
+    axes.plot(steps, losses, color=BLUE, alpha=alpha, linewidth=width, label="training")
+    if smoothed:
         middles = steps[window // 2 : len(steps) - window // 2]
         axes.plot(middles, smooth(losses, window), color=BLUE, label=f"training, mean of {window} points")
     sampled, whole = (points(metrics, event, "loss") for event in ("validation_sampled", "validation"))
@@ -108,7 +109,7 @@ def _reward(metrics: Sequence[Record]) -> Figure | None:
     low, high = (points(metrics, "reward", key)[1] for key in ("low", "high"))
     axes.fill_between(steps, low, high, color=GREEN, alpha=0.2, linewidth=0, label="95 % interval")
     axes.plot(steps, means, "o-", color=GREEN, markersize=4, label="mean")
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure
 
 

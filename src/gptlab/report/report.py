@@ -3,7 +3,8 @@
     path = write_report(Run.open("runs/mini-gpt"))
 
 Everything comes from the files of the run directory (docs/formats.md), so a report can be made again at any
-time, also of a run that is still going or was stopped. `gather` finds the facts; the templates say them.
+time, also of a run that is still going or was stopped. facts.py finds what they say, the tables put it into
+words, the templates into sentences.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from gptlab import words
 from gptlab.report import markdown, tables, tuning_tables
-from gptlab.report.facts import gather as gather
+from gptlab.report.facts import gather
+from gptlab.report.table import pairs
 from gptlab.run.files import write_text
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def write_report(run: Run) -> Path:
         "source_table": tables.sources(facts),
         "data_pairs": tables.data(facts),
         "cost_pairs": tables.cost(facts),
-        "origin_pairs": tables.pairs(facts["origin"]),
+        "origin_pairs": pairs(facts["origin"]),
         "sampling_words": tables.sampling(facts),
         "summary": re.sub(r"[ \n]+", " ", templates.get_template("summary.jinja").render(facts)).strip(),
         "plots": draw_plots(run.metrics(), files.plots, unigram, facts["unit"]),

@@ -7,10 +7,7 @@ from typing import Any
 
 from gptlab import words
 from gptlab.report import tuning_tables
-from gptlab.report.table import Pairs as Pairs
-from gptlab.report.table import Table as Table
-from gptlab.report.table import label, make_table, put, text
-from gptlab.report.table import pairs as pairs
+from gptlab.report.table import Pairs, Table, label, make_table, pairs, put, text
 
 WINDOW = ("context", "stride")
 

@@ -54,7 +54,7 @@ def changes(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if rewards:
         first, shown = rewards["rows"][0], rewards["shown"]
         begun = [first["mean"]] if first["step"] == 0 < shown["step"] else []
-        figure = " → ".join(f"{mean:.2f}" for mean in [*begun, shown["mean"]])
+        figure = " → ".join(f"{mean:.3f}" for mean in [*begun, shown["mean"]])
         found.append(("mean reward of its answers", figure, _span(shown["step"]) if begun else ""))
     return found
 
@@ -90,8 +90,8 @@ def rewards(facts: Mapping[str, Any]) -> Table:
     """What a reward model said of the answers, and how they are, from first to last."""
     return make_table(facts["rewards"]["rows"] if facts["rewards"] else [], [
         ("model", lambda row: f"{row['name']}, step {words.number(row['step'])}"),
-        ("mean reward", lambda row: f"{row['mean']:.2f}"),
-        ("95 % interval", lambda row: f"{row['low']:.2f}\u00a0to\u00a0{row['high']:.2f}"),
+        ("mean reward", lambda row: f"{row['mean']:.3f}"),
+        ("95 % interval", lambda row: f"{row['low']:.3f}\u00a0to\u00a0{row['high']:.3f}"),
         ("best, worst answer", lambda row: f"{row['best']['score']:.2f}, {row['worst']['score']:.2f}"),
         ("distinct 1, 2", lambda row: f"{row['distinct_1']:.3f}, {row['distinct_2']:.3f}"),
         ("repetition", lambda row: f"{row['repetition']:.3f}"),

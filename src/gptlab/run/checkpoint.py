@@ -95,7 +95,8 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         if base is None:
-            save_model(model, temporary, eos_id=template.end_id(tokenizer) if template else tokenizer.eos_id)
+            end = template.end_id(tokenizer) if template else tokenizer.eos_id
+            save_model(model, temporary, eos_id=end, bos_id=tokenizer.eos_id)
         else:
             save_adapter(model, temporary, base=base.name)
             base.write(temporary, folder)

@@ -5,6 +5,7 @@ JSON has no NaN and no infinity: they are written as the strings "NaN", "Infinit
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -92,12 +93,16 @@ def _tree(value: Any) -> Tree:
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes renames inside `folder` outlive a power cut. (Windows can open no folder, and needs it not.)"""
+    """Makes renames inside `folder` outlive a power cut. (Windows can open no folder, and needs it not; some mounted
+    drives cannot flush one, and then it is left to them.)"""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(handle)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from gptlab.device import float32_products, measure_peak_flops, pick_device, pick_precision
 from gptlab.errors import CheckpointError, TrainingStopped
-from gptlab.kernels.layers import TRAINING_KERNELS
+from gptlab.kernels.layers import training_kernels
 from gptlab.kernels.native import kernels
 from gptlab.model.build import flops_per_token
 from gptlab.objectives.language import LanguageObjective
@@ -83,94 +83,95 @@ def train_recipe(
     start, recipe = find_start(recipe, existing, runs)
     data = prepare(recipe, progress, start)
     progress.table("data", *sources_table(data))
-    with float32_products(place, kept.get("float32_products")) as products:  # the peak of those that training takes
-        peak_flops = measure_peak_flops(place, precision.dtype)
-    recipe = choose_size(recipe, tokens=data.rows.scored, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops)
-    objective = LanguageObjective()
-    with progress.busy("predicting memory"):
-        fit = decide_micro_batch(
-            recipe, lambda: outline(recipe, data.tokenizer.vocab_size, start), data.rows, objective,
-            device=place, precision=precision, kept=kept.get("micro_batch_size"),
-        )  # fmt: skip
-    judge = Judge.of(recipe.samples, data, recipe.seed, device)
-    with torch.device("meta"):
-        shapes = outline(recipe, data.tokenizer.vocab_size, start)
-    folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
-    recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
-    disk_bytes = checkpoint_disk_bytes(shapes, recipe.checkpoints.keep)
-    check_disk(folder, disk_bytes)
-    origin = make_origin(data, place, shapes, command, start)
-    run = open_run(existing, recipe, folder, origin, progress.say)
-
+    wanted = training_kernels(place, precision.dtype)
     with (
-        run.lock(),
-        deterministic(recipe.training.deterministic),
-        float32_products(place, products),
-        kernels(
-            TRAINING_KERNELS[precision.dtype] if place.type == "cpu" else (), kept.get("kernels"), progress.say
-        ) as written_in,
+        float32_products(place, kept.get("float32_products"), progress.say) as products,
+        kernels(wanted, kept.get("kernels"), progress.say) as written_in,
     ):
-        checkpoint = run.newest_valid(progress.say)
-        if checkpoint is None and run.steps():
-            raise CheckpointError(f"{run.folder}: none of its checkpoints can be continued from; --fresh starts over")
-        length = bring_up_to_date(run, recipe, data, int(checkpoint.name) if checkpoint else 0, progress.say)
-        torch.manual_seed(recipe.seed)
-        model, base = make_model(recipe, data.tokenizer, start, run, checkpoint, runs)
-        model.to(place)
-        engine = Engine(
-            model=cast(nn.Module, torch.compile(model)) if recipe.training.compile else model,
-            objective=objective,
-            optimizer=Optimizer(model, recipe.optimizer),
-            device=place,
-            precision=precision,
-            micro_batch_size=fit.micro_batch_size,
-            gradient_clip=recipe.optimizer.gradient_clip,
+        peak_flops = measure_peak_flops(place, precision.dtype)
+        recipe = choose_size(
+            recipe, tokens=data.rows.scored, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops
         )
-        watcher = RunWatcher(
-            run=run,
-            engine=engine,
-            model=model,
-            data=data,
-            base=base,
-            judge=judge,
-            cadence=make_cadence(recipe, len(data.rows)),
-            validation=recipe.validation,
-            samples=recipe.samples,
-            checkpoints=recipe.checkpoints,
-            seed=recipe.seed,
-            work_of_token=flops_per_token(model) / peak_flops,
-            decided_once={
-                "device": place.type,
-                "precision": precision.name,
-                "float32_products": products,
-                "kernels": written_in,
-            },
-            progress=progress,
-        )
-        state = watcher.restore(load_state(checkpoint)) if checkpoint else State()
-        engine.say = lambda text: watcher.note(state.step, text)
-        run.cut(state.step)
+        objective = LanguageObjective()
+        with progress.busy("predicting memory"):
+            fit = decide_micro_batch(
+                recipe, lambda: outline(recipe, data.tokenizer.vocab_size, start), data.rows, objective,
+                device=place, precision=precision, kept=kept.get("micro_batch_size"),
+            )  # fmt: skip
+        judge = Judge.of(recipe.samples, data, recipe.seed, device)
+        with torch.device("meta"):
+            shapes = outline(recipe, data.tokenizer.vocab_size, start)
+        folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
+        recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
+        disk_bytes = checkpoint_disk_bytes(shapes, recipe.checkpoints.keep)
+        check_disk(folder, disk_bytes)
+        origin = make_origin(data, place, shapes, command, start)
+        run = open_run(existing, recipe, folder, origin, progress.say)
 
-        progress.say(f"{run.folder} " + (f"continues after step {state.step:,}" if state.step else "begins"))
-        machine = machine_in_words(place, precision, peak_flops, written_in)
-        progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
-        watcher.began(state, length, command)
-        if start and not state.step:
-            watcher.evaluate_start(state)
-        try:
-            with stop_signals(progress.say) as watcher.stop_asked:
-                train(
-                    engine, data.rows, batch_size=recipe.training.batch_size, seed=recipe.seed,
-                    schedule=recipe.schedule, length=length, state=state, watcher=watcher,
-                )  # fmt: skip
-        except TrainingStopped as stopped:
-            watcher.note(state.step, str(stopped))
-            watcher.write_state(state, length, "stopped")
-            raise
-        finally:
-            progress.end()
-        scores = evaluate_ends(run, engine, data, runs, progress)
-        run.write_evaluation(scores)
-        progress.say(in_words(scores))
-        watcher.write_state(state, length, "finished")
+        with run.lock(), deterministic(recipe.training.deterministic):
+            checkpoint = run.newest_valid(progress.say)
+            if checkpoint is None and run.steps():
+                raise CheckpointError(
+                    f"{run.folder}: none of its checkpoints can be continued from; --fresh starts over"
+                )
+            length = bring_up_to_date(run, recipe, data, int(checkpoint.name) if checkpoint else 0, progress.say)
+            torch.manual_seed(recipe.seed)
+            model, base = make_model(recipe, data.tokenizer, start, run, checkpoint, runs)
+            model.to(place)
+            engine = Engine(
+                model=cast(nn.Module, torch.compile(model)) if recipe.training.compile else model,
+                objective=objective,
+                optimizer=Optimizer(model, recipe.optimizer),
+                device=place,
+                precision=precision,
+                micro_batch_size=fit.micro_batch_size,
+                gradient_clip=recipe.optimizer.gradient_clip,
+            )
+            watcher = RunWatcher(
+                run=run,
+                engine=engine,
+                model=model,
+                data=data,
+                base=base,
+                judge=judge,
+                cadence=make_cadence(recipe, len(data.rows)),
+                validation=recipe.validation,
+                samples=recipe.samples,
+                checkpoints=recipe.checkpoints,
+                seed=recipe.seed,
+                work_of_token=flops_per_token(model) / peak_flops,
+                decided_once={
+                    "device": place.type,
+                    "precision": precision.name,
+                    "float32_products": products,
+                    "kernels": written_in,
+                },
+                progress=progress,
+            )
+            state = watcher.restore(load_state(checkpoint)) if checkpoint else State()
+            engine.say = lambda text: watcher.note(state.step, text)
+            run.cut(state.step)
+
+            progress.say(f"{run.folder} " + (f"continues after step {state.step:,}" if state.step else "begins"))
+            machine = machine_in_words(place, precision, peak_flops, written_in)
+            progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
+            watcher.began(state, length, command)
+            if start and not state.step and not run.metrics("validation"):
+                watcher.evaluate_start(state)
+            try:
+                with stop_signals(progress.say) as watcher.stop_asked:
+                    train(
+                        engine, data.rows, batch_size=recipe.training.batch_size, seed=recipe.seed,
+                        schedule=recipe.schedule, length=length, state=state, watcher=watcher,
+                    )  # fmt: skip
+            except TrainingStopped as stopped:
+                watcher.note(state.step, str(stopped))
+                watcher.write_state(state, length, "stopped")
+                raise
+            finally:
+                progress.end()
+            scores = evaluate_ends(run, engine, data, runs, progress)
+            run.write_evaluation(scores)
+            progress.say(in_words(scores))
+            watcher.write_state(state, length, "finished")
     return run

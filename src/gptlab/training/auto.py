@@ -1,7 +1,13 @@
-"""`[model] size = "auto"`: width, depth, dropout, batch and rates for the data and the minutes given.
+"""`[model] size = "auto"`: depth, width, dropout, rows a step and rates for the data and the minutes given.
 
-One dial, the depth, decides the rest: width 64 · depth, heads of 64 (depth 12 is GPT-2 small). A deeper model learns
-more from a token and sees fewer of them in the time; the depth taken is the one with the least predicted loss.
+    depth      1 to 24; width 64 · depth, heads of 64 (depth 12 is GPT-2 small). A deeper model learns more from a token
+               and sees fewer of them in the time: the one of least predicted loss
+    dropout    0, 0.1 or 0.2, by how often the text is seen
+    batch_size the power of two nearest to 4,096 tokens a step for 3 million tokens in all, more for more
+    rates      Muon's 0.01 for matrices whatever the width, 0.003 · √(256 / width) for the rest; AdamW's and Adam's
+               0.5 / width; those of other optimizers are not chosen
+
+What the recipe gives itself stays.
 """
 
 from __future__ import annotations
@@ -19,7 +25,8 @@ from gptlab.training.recipe import Recipe
 DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 
 EFFICIENCY = 0.5
-"""The share of the measured peak that training reaches (docs/log.md: 0.45 to 0.6 from mini to GPT-2 small)."""
+"""The share of the measured peak that a run reaches: its steps 0.54 (wikitext2-cpu's shape) to 0.64 (quickstart's) in
+the median, and validation, samples and saving take a tenth of the time (docs/log.md)."""
 
 CHOSEN = (
     "model.n_layer",
@@ -77,8 +84,8 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
     _, depth, seen = min(candidates)
     return {
         "model": {"n_layer": depth, "n_head": depth, "n_embd": 64 * depth, "dropout": _dropout(seen / tokens)},
-        "training": {"batch_size": 32},
-        "optimizer": _rates(depth) if recipe.optimizer.kind == "muon" else {},
+        "training": {"batch_size": _rows(seen, recipe.model.numbers()["context"])},
+        "optimizer": _rates(recipe.optimizer.kind, 64 * depth),
     }
 
 
@@ -104,7 +111,34 @@ def _dropout(epochs: float) -> float:
     return 0.0 if epochs < 2 else 0.1 if epochs < 6 else 0.2
 
 
-def _rates(depth: int) -> Tree:
-    """For Muon, whose updates have one size whatever the width; beside it Adam's rate falls with the width's root
-    (nanochat's rule)."""
-    return {"learning_rate": round(3e-3 * math.sqrt(4 / depth), 6), "matrix_learning_rate": 1e-2}
+def _rows(seen: float, context: int) -> int:
+    """The batch size for `seen` tokens in all.
+
+    The best number of tokens a step grows with the tokens seen to the power 0.571, whatever the model (Li et al.,
+    "Predictable Scale: Part I", 2025). Here, with Muon at 0.01 and 0.003, it was found at 2,048 or less for 1 million
+    tokens (1,024: perplexity 88.7, 2,048: 89.1, 4,096: 95.9; width 128), at 4,096 for 2 million (118, 2,048: 145; width
+    256) and at 2,048 to 4,096 for 4 million (52.7, 52.6; 8,192: 54.8; width 128).
+    """
+    tokens = 4096 * (seen / 3e6) ** 0.571
+    return 1 << max(0, round(math.log2(tokens / context)))
+
+
+def _rates(kind: str, width: int) -> Tree:
+    """The rates that depend on the width.
+
+    Muon's updates have one size whatever the width; beside it Adam's rate falls with the width's root, which is
+    nanochat's rule. At width 256 twice the matrices' rate was clearly worse, and half of both rates a little
+    (docs/log.md). Adam's for matrices falls with the width itself (Yang et al., "Tensor Programs V", 2022): 0.5 / width
+    is within 1.7 times of GPT-3's from width 768 to 12,288 (Brown et al., 2020, table 2.1), and on 1 million tokens
+    0.008 was better than 0.004 at width 64, 0.004 than 0.002 and 0.008 at 128, 0.002 than 0.004 at 256.
+    """
+    match kind:
+        case "muon":
+            return {"learning_rate": _two_digits(3e-3 * math.sqrt(256 / width)), "matrix_learning_rate": 1e-2}
+        case "adamw" | "adam":
+            return {"learning_rate": _two_digits(0.5 / width)}
+    return {}
+
+
+def _two_digits(rate: float) -> float:
+    return float(f"{rate:.2g}")

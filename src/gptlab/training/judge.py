@@ -35,11 +35,12 @@ class Judge:
         return cls(HuggingFaceReward(samples.reward, device), samples, data, seed)
 
     def scores(self, model: GPT) -> dict[str, Any]:
-        """{"mean", "low", "high", "best", "worst"} of `reward_scores`, and the answers' own figures."""
+        """`reward_scores` and `dialogue_scores` of the answers, and how many they are ("answers")."""
         answers = self.answers(model)
         found = self.reward.score([[Message("user", each.prompt), each.message] for each in answers])
         texts = [each.text for each in answers]
-        return {**reward_scores(found, [each.prompt for each in answers], texts), **dialogue_scores(answers)}
+        scores = reward_scores(found, [each.prompt for each in answers], texts)
+        return {**scores, **dialogue_scores(answers), "answers": len(answers)}
 
     def answers(self, model: GPT) -> list[Answer]:
         """An answer to each prompt."""

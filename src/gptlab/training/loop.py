@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.data.batch import Batch, Rows, rows_of_step, steps_per_epoch
-from gptlab.device import Precision, autocast, peak_memory
+from gptlab.device import Precision, autocast, in_float64, peak_memory
 from gptlab.errors import Interrupted, MemoryLimitError, TrainingStopped
-from gptlab.kernels import buffers
-from gptlab.kernels.layers import fast_layers
+from gptlab.kernels.layers import fast_layers, training_kernels
 from gptlab.objectives.base import Objective, means
 from gptlab.training.length import Length
 from gptlab.training.optimizer import Optimizer
@@ -150,11 +149,9 @@ def gradients(engine: Engine, batch: Batch) -> dict[str, Tensor]:
     """
     while True:
         try:
-            for parameter in engine.optimizer.parameters:
-                buffers.give_back(parameter)
             engine.optimizer.zero_grad()
             totals: dict[str, Tensor] = {}
-            with fast_layers():
+            with fast_layers(training_kernels(engine.device, engine.precision.dtype)):
                 for part in batch.split(engine.micro_batch_size):
                     with autocast(engine.device, engine.precision):
                         sums = engine.objective(engine.model, part.to(engine.device))
@@ -218,7 +215,7 @@ class _Log:
         if not self.steps:
             self.began_at = began_at
         for key, value in sums.items():
-            self.sums[key] = self.sums.get(key, 0) + value.double()
+            self.sums[key] = self.sums.get(key, 0) + in_float64(value)
         self.norms = self.norms + norm
         self.weight += weight
         self.steps += 1

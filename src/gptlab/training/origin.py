@@ -30,6 +30,7 @@ def make_origin(data: Prepared, device: torch.device, model: GPT, command: str, 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": describe_device(device),
         "parameters": parameter_count(model),
+        "shape": {name: getattr(model.shape, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
         **({"trainable": trainable_counts(model)} if lora_settings(model) else {}),
         "versions": {
             "gptlab": __version__, "python": platform.python_version(), "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: nothing, plain lines, or a bar where there is a terminal."""
+"""What a run says of itself while it runs: nothing, plain lines, or a bar where there is a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from html import escape
 from typing import Any, TextIO
 
 from gptlab.evaluation.samples import TextCompletion
@@ -169,10 +170,56 @@ class TerminalProgress(LineProgress):
             self._bar = None
 
 
+class NotebookProgress(LineProgress):
+    """Plain lines, and before them in the cell's output a bar that is kept up to date.
+
+    It is an output that is replaced, no widget: those are not installed everywhere, and while rich's thread writes to
+    one, it takes in and loses what is printed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._output: Any = None
+        self._shown_at = 0.0
+        self._bar = self._words = self._doing = ""
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[Callable[[str], None]]:
+        self._show(doing=what)
+        yield lambda text: self._show(doing=f"{what}: {text}", seldom=True)
+        self._show(doing="")
+
+    def step(self, record: dict[str, Any], total: int | None) -> None:
+        self._bar = f'<progress value="{record["step"]}" max="{total}"></progress> ' if total else ""
+        self._words = _step_line(record, total)
+        self._show(seldom=True)
+
+    def evaluating(self, done: int, total: int) -> None:
+        self._show(doing=f"validating {done:,}/{total:,}" if done < total else "", seldom=True)
+
+    def end(self) -> None:
+        self._show(doing="")
+
+    def _show(self, *, doing: str | None = None, seldom: bool = False) -> None:
+        """`seldom`: where it is one of many, a few times a second."""
+        from IPython.display import HTML, display
+
+        self._doing = self._doing if doing is None else doing
+        if seldom and time.monotonic() - self._shown_at < 0.2:
+            return
+        self._shown_at = time.monotonic()
+        shown = HTML(self._bar + escape(" · ".join(filter(None, (self._words, self._doing)))))
+        if self._output is None:
+            self._output = display(shown, display_id=True)
+        else:
+            self._output.update(shown)
+
+
 def make_progress() -> Progress:
     """A bar on a terminal or in a notebook, else plain lines."""
-    notebook = "ipykernel" in sys.modules
-    return TerminalProgress() if notebook or sys.stdout.isatty() else LineProgress()
+    if "ipykernel" in sys.modules:
+        return NotebookProgress()
+    return TerminalProgress() if sys.stdout.isatty() else LineProgress()
 
 
 def _bar_words(record: Mapping[str, Any]) -> str:
