@@ -33,10 +33,14 @@ def test_a_shape_needs_no_size() -> None:
     assert model.head_weight is not model.wte.weight
 
 
+def test_what_is_missing_of_a_new_shape_is_known() -> None:
+    assert section(n_layer=2, n_head=4).missing() == ["n_embd", "context"]
+    assert section(size="mini").missing() == section(size="auto").missing() == []
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"n_layer": 2, "n_head": 4}, r"n_embd, context: missing; give them, or size = one of mini, gpt2"),
         ({"size": "mini", "n_head": 3}, r"n_embd = 128 is not divisible by n_head = 3"),
         ({"size": "gpt2-medum"}, r"size = 'gpt2-medum'.*did you mean 'gpt2-medium'"),
         ({"size": "mini", "n_heads": 3}, r"n_heads = 3: unknown key \(did you mean 'n_head'\?\)"),

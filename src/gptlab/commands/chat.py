@@ -101,6 +101,10 @@ def _open(
         opened = open_model(name, device=device, runs=runs, checkpoint=which)
         tokenizer = opened.require_tokenizer()
         decoder = Decoder(opened.model, precision)
+    if decoder.reason and precision != "float32":
+        _note(f"{decoder.reason}; torch writes with {precision} weights, more slowly")
+    if opened.template_fault:
+        _note(opened.template_fault)
     if opened.template is None:
         _note(
             f"{opened.folder}: has no chat template, so the conversation is plain text to it, which it writes on from"

@@ -73,7 +73,8 @@ def generate(
     if decoder.reason and weights != "float32":  # who asks for a precision asks for speed
         print(f"gptlab: {decoder.reason}; torch writes with {weights} weights, more slowly", file=sys.stderr)
     if err.is_terminal:
-        err.print(f"{opened.folder}: a base model, it writes on from the text", style="dim")
+        kind = "tuned for dialogue, and gptlab chat talks with it; here" if opened.template else "a base model;"
+        err.print(f"{opened.folder}: {kind} it writes on from the text", style="dim")
 
     def write(sampling: Sampling, on_text: OnText) -> list[TextCompletion]:
         return complete(

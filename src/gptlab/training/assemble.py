@@ -83,7 +83,8 @@ def train_recipe(
     start, recipe = find_start(recipe, existing, runs)
     data = prepare(recipe, progress, start)
     progress.table("data", *sources_table(data))
-    wanted = training_kernels(place, precision.dtype)
+    writes = place.type == "cpu" and (recipe.samples.prompts or recipe.samples.reward)
+    wanted = training_kernels(place, precision.dtype) + (("decode",) if writes else ())
     with (
         float32_products(place, kept.get("float32_products"), progress.say) as products,
         kernels(wanted, kept.get("kernels"), progress.say) as written_in,
