@@ -80,15 +80,16 @@ def test_positions_are_the_supervised_ones() -> None:
         assert part.weight == len(part.positions)
 
 
-def test_a_micro_batch_is_cut_to_what_it_learns() -> None:
-    batch = pad_rows(ROWS, range(4))
-    assert [part.tokens.shape[1] for part in batch.split(1)] == [2, 1, 5, 1]
+def test_a_micro_batch_is_cut_to_what_it_learns_at_a_multiple_of_sixteen() -> None:
+    lengths = (60, 33, 32, 16, 1)
+    batch = pad_rows([([1] * 60, [1] * length + [IGNORE] * (60 - length)) for length in lengths], range(5))
+    assert [part.tokens.shape[1] for part in batch.split(1)] == [60, 48, 32, 16, 16]
 
 
 def test_a_batch_that_learns_nothing_has_weight_zero() -> None:
-    batch = make_batch(torch.ones(2, 3, dtype=torch.int64), torch.full((2, 3), IGNORE), torch.arange(2))
+    batch = make_batch(torch.ones(2, 30, dtype=torch.int64), torch.full((2, 30), IGNORE), torch.arange(2))
     assert batch.weight == 0
-    assert batch.tokens.shape == (2, 1)
+    assert batch.tokens.shape == (2, 16)
 
 
 @pytest.mark.parametrize("micro_batch_size", [64, 5, 1])

@@ -68,11 +68,11 @@ class Batch:
 def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor) -> Batch:
     """A batch of (rows, time) tokens and targets whose weight is the supervised tokens.
 
-    Columns in which no row learns anything any more are cut off: causal attention never looks there.
+    Columns in which no row learns anything any more are cut off, but for a few: causal attention never looks there.
     """
     supervised = targets != IGNORE
     learned = supervised.any(dim=0).nonzero()
-    time = int(learned[-1]) + 1 if len(learned) else 1
+    time = -(-(int(learned[-1]) + 1 if len(learned) else 1) // COLUMNS) * COLUMNS
     tokens, targets, supervised = tokens[:, :time], targets[:, :time], supervised[:, :time]
     positions = supervised.reshape(-1).nonzero().squeeze(1)
     return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, float(len(positions)))
@@ -82,15 +82,20 @@ SPARED = 0.15
 """A batch of uneven rows is cut in two where that spares so much of its positions: each part has a cost of its own."""
 
 
+ROWS, COLUMNS = 4, 16
+"""Batches are cut at multiples of so many rows and positions, so that the same shapes come again: oneDNN keeps code and
+memory for each (without, a run of DailyDialog grew from 0.7 to 3.0 GB)."""
+
+
 def _even_lengths(lengths: np.ndarray) -> list[int]:
     """How many rows go together: `lengths` (n,) cut, where they fall, into parts of about one length."""
     if (np.diff(lengths) > 0).any():
         return [len(lengths)]
-    before = np.arange(1, len(lengths))
-    positions = before * lengths[0] + before[::-1] * lengths[1:]  # of both parts together, for each place to cut
+    before = np.arange(ROWS, len(lengths), ROWS)
+    positions = before * lengths[0] + (len(lengths) - before) * lengths[before]  # together, for each place to cut
     if not len(positions) or positions.min() > (1 - SPARED) * len(lengths) * lengths[0]:
         return [len(lengths)]
-    cut = int(positions.argmin()) + 1
+    cut = int(before[positions.argmin()])
     return [*_even_lengths(lengths[:cut]), *_even_lengths(lengths[cut:])]
 
 

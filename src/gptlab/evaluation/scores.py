@@ -47,10 +47,11 @@ class Scorer:
         try:
             for start in range(0, len(numbers), self.micro_batch_size):
                 batch = rows.batch(numbers[start : start + self.micro_batch_size])
-                with autocast(self.device, self.precision), fast_layers(kernels):
-                    sums = self.objective(model, batch.to(self.device))
-                for key, value in sums.items():
-                    totals[key] = totals.get(key, 0) + in_float64(value)
+                for part in batch.split(len(batch)):
+                    with autocast(self.device, self.precision), fast_layers(kernels):
+                        sums = self.objective(model, part.to(self.device))
+                    for key, value in sums.items():
+                        totals[key] = totals.get(key, 0) + in_float64(value)
                 weight += batch.weight
                 if on_batch:
                     on_batch(min(start + self.micro_batch_size, len(numbers)), len(numbers))
