@@ -55,7 +55,7 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     from gptlab.training.loop import Engine, descend, gradients
     from gptlab.training.optimizer import Optimizer
     from gptlab.training.recipe import Recipe
-    from gptlab.training.start import outline
+    from gptlab.training.start import Vocabulary, outline
 
     tree = {
         "name": "benchmark",
@@ -76,7 +76,7 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     objective = LanguageObjective()
 
     def make_model() -> GPT:
-        return outline(recipe, shape.vocab_size, None)
+        return outline(recipe, Vocabulary(shape.vocab_size), None)
 
     fit = decide_micro_batch(recipe, make_model, windows, objective, device=place, precision=precision, kept=None)
     torch.manual_seed(recipe.seed)

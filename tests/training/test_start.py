@@ -94,7 +94,8 @@ def test_an_adapter_alone_is_saved_and_opened_merged(folder: Path) -> None:
     run = train_recipe(recipe(**LORA))
     checkpoint = run.checkpoint("last")
     assert not (checkpoint / "model.safetensors").exists()
-    assert run.base_folder.is_symlink()
+    kept = (run.base_folder / "model.safetensors").stat()
+    assert kept.st_ino == Path("small/model.safetensors").stat().st_ino, "the start's own file, under a second name"
     adapted = load_weights(checkpoint, merged=False)
     settings = lora_settings(adapted)
     assert settings is not None
@@ -135,19 +136,69 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder: Path, changes: d
 
 
 def test_a_run_goes_on_without_its_start(folder: Path) -> None:
-    """A fully tuned run has all it needs; an adapter needs its base and says so."""
     for name, changes in (("full", {}), ("adapted", LORA)):
         train_recipe(recipe(name=name, **changes))
-    Path("small").rename("elsewhere")
+    shutil.rmtree("small")
     assert train_recipe(recipe(name="full", training={"max_steps": 6})).steps()[-1] == 6
+    assert train_recipe(recipe(name="adapted", **LORA, training={"max_steps": 6})).steps()[-1] == 6
     with pytest.raises(ModelError, match="small"):
-        train_recipe(recipe(name="adapted", **LORA, training={"max_steps": 6}))
+        train_recipe(recipe(name="new"))
+
+
+@pytest.mark.parametrize("before", [LORA, {}], ids=["adapted", "full"])
+def test_an_adapter_outlives_the_checkpoint_that_it_began_with(folder: Path, before: dict[str, Any]) -> None:
+    """The trap: a run that goes on removes its older checkpoints, and takes the optimizer out of its best."""
+    first = train_recipe(recipe(name="first", **before))
+    second = train_recipe(recipe(str(first.folder), name="second", **LORA))
+    weights = load_weights(second.checkpoint("last"))
+    train_recipe(recipe(name="first", **before, training={"max_steps": 12}, checkpoints={"keep": 1, "every_steps": 1}))
+    assert not (first.folder / "checkpoints" / "000004" / "optimizer.safetensors").exists()
+    same(weights, load_weights(second.checkpoint("last")))
+    assert train_recipe(recipe(str(first.folder), name="second", **LORA, training={"max_steps": 5})).steps()[-1] == 5
+
+
+def test_a_run_goes_on_with_its_starts_template(folder: Path) -> None:
+    first = train_recipe(recipe(name="first", **LORA, data={"template": "hh"}))
+    second = train_recipe(recipe(str(first.folder), name="second", **LORA))
+    assert second.origin["data"]["template"] == "hh"
+    assert train_recipe(recipe(str(first.folder), name="second", **LORA, training={"max_steps": 5})).steps()[-1] == 5
+
+
+def test_a_template_of_ones_own_stays_with_the_run(folder: Path) -> None:
+    from gptlab.text.templates import SOURCES
+
+    mine = Path("mine.jinja")
+    mine.write_text("{# mine #}" + SOURCES["hh"])
+    own = {"data": {"template": str(mine)}}
+    train_recipe(recipe(**own))
+    mine.unlink()
+    assert train_recipe(recipe(**own, training={"max_steps": 5})).steps()[-1] == 5
+
+
+def test_added_tokens_are_learned_where_the_table_was_longer_than_the_tokenizer(folder: Path) -> None:
+    """nanoGPT's 50,304 rows over 50,257 tokens, say: rows that nobody has trained are new ones too."""
+    padded = GPT(GPTShape(320, 64, 2, 2, 16))
+    tokenizer = Tokenizer.read(Path("small"))
+    save_model(padded, Path("small"), eos_id=tokenizer.eos_id)
+    run = train_recipe(recipe(**LORA, data={"template": "chatml"}))
+    base = load_model(run.base_folder)
+    first = tokenizer.vocab_size
+    mean = padded.wte.weight[:first].double().mean(dim=0).float()
+    torch.testing.assert_close(base.wte.weight[first:], mean.expand(320 - first, -1))
+    tuned = open_model(run.folder).model
+    assert not torch.equal(tuned.wte.weight[first + 1], base.wte.weight[first + 1])
+    assert torch.equal(tuned.wte.weight[:first], base.wte.weight[:first])
+
+
+def test_an_adapter_keeps_the_context_that_it_was_trained_with(folder: Path) -> None:
+    trained = {"lora": {"rank": 2, "also_train": ["wpe"]}, "model": {"context": 32}}
+    run = train_recipe(recipe(**trained))
+    assert open_model(run.folder).model.shape.context == 32
 
 
 def test_a_base_with_other_weights_is_refused(folder: Path) -> None:
     run = train_recipe(recipe(**LORA))
-    other = GPT(load_model(Path("small")).shape)
-    save_model(other, Path("small"))
+    save_model(GPT(load_model(Path("small")).shape), run.base_folder)
     with pytest.raises(CheckpointError, match="trained on other weights"):
         open_model(run.folder)
 
@@ -159,6 +210,13 @@ def test_an_adapted_run_moves_as_a_whole(folder: Path) -> None:
     same(before, open_model(Path("moved/tuned")).model)
 
 
+def test_a_base_that_changed_is_refused_when_the_run_goes_on(folder: Path) -> None:
+    run = train_recipe(recipe(**LORA))
+    save_model(GPT(load_model(Path("small")).shape), run.base_folder)
+    with pytest.raises(CheckpointError, match="trained on other weights"):
+        train_recipe(recipe(**LORA, training={"max_steps": 6}))
+
+
 def test_a_lost_adapted_run_comes_back_from_its_mirror(folder: Path) -> None:
     Path("drive").mkdir()
     mirrored = LORA | {"checkpoints": {"mirror": "drive"}, "data": {"template": "chatml"}}
@@ -168,7 +226,7 @@ def test_a_lost_adapted_run_comes_back_from_its_mirror(folder: Path) -> None:
     again = train_recipe(recipe(**mirrored, training={"max_steps": 5}))
     assert again.steps()[-1] == 5
     assert (again.base_folder / "model.safetensors").is_file()
-    assert weights.shape == load_weights(again.checkpoint("last")).shape
+    same(weights, load_weights(again.checkpoint(4)))
 
 
 def test_a_start_that_is_adapted_is_merged_first(folder: Path) -> None:

@@ -24,7 +24,13 @@ PICKLED_FILES = ("pytorch_model*.bin",)
 
 
 class RewardModel(Protocol):
-    """What scores answers: the higher, the better it likes the last turn of a conversation."""
+    """What scores answers: the higher, the better it likes the last turn of a conversation.
+
+    truncated: how many conversations the last `score` cut, because they were longer than the model reads
+    """
+
+    @property
+    def truncated(self) -> int: ...
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> np.ndarray:
         """A score (n,) float64 for each conversation, which ends with the assistant's turn to be scored."""

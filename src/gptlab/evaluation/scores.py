@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptlab.data.batch import Rows, TextRows
 from gptlab.device import Precision, autocast, in_float64
+from gptlab.errors import DataError
 from gptlab.kernels.layers import fast_layers, training_kernels
 from gptlab.objectives.base import Objective, exp, means
 
@@ -57,6 +58,10 @@ class Scorer:
                     on_batch(min(start + self.micro_batch_size, len(numbers)), len(numbers))
         finally:
             model.train(was_training)
+        if not weight:
+            raise DataError(
+                "the rows to be scored have nothing to learn: choose more (validation.sampled_rows), or all"
+            )
         values = {key: float(value) for key, value in totals.items()}
         return {**means(self.objective, values, weight), **self.objective.metrics(values, weight), "tokens": weight}
 

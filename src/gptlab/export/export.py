@@ -104,7 +104,7 @@ def _write_huggingface(source: Source, folder: Path, *, merge: bool, say: Say) -
     model, answers, checks = _load(source, merge=merge, say=say)
     say("writing the weights")
     if source.base is None or merge:
-        save_model(model, folder, eos_id=source.end_id)
+        save_model(model, folder, eos_id=source.end_id, bos_id=source.tokenizer.eos_id)
     else:
         save_adapter(model, folder, base=str(source.base_name))
     source.tokenizer.save(folder, context=model.shape.context)

@@ -12,7 +12,7 @@ import mmap
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,28 @@ def start_at_mean(table: Tensor, old_rows: int) -> None:
         # In float64 and on the CPU: a GPU of Apple's has none. A few rows at a time: sum would convert a copy of all.
         sums = [rows.cpu().sum(0, dtype=torch.float64) for rows in table[:old_rows].split(FEW_ROWS)]
         table[old_rows:] = (torch.stack(sums).sum(0) / old_rows).to(table.dtype)
+
+
+@torch.no_grad()
+def extend_vocabulary(model: GPT, vocab_size: int, known: int | None = None) -> None:
+    """Gives the model rows for ids up to `vocab_size`, if it has fewer, and sets those from `known` (by default what it
+    has) to the mean of the rows before: published tables are often longer than their tokenizer."""
+    known = model.shape.vocab_size if known is None else known
+    tables: list[torch.nn.Embedding | torch.nn.Linear] = [model.wte]
+    if not model.shape.tie_head:
+        tables.append(model.lm_head)
+    for table in tables:
+        weight = table.weight
+        if vocab_size > len(weight):
+            grown = weight.new_empty(vocab_size, weight.shape[1])
+            grown[: len(weight)] = weight
+            table.weight = torch.nn.Parameter(grown)
+        start_at_mean(table.weight.data, known)
+    if model.shape.tie_head:
+        model.lm_head.weight = model.wte.weight
+    rows = len(model.wte.weight)
+    model.wte.num_embeddings = model.lm_head.out_features = rows
+    model.shape = replace(model.shape, vocab_size=rows)
 
 
 def _copy_rows(source: Tensor, target: Tensor) -> None:

@@ -1,12 +1,13 @@
-"""What an adapter adds to: found again by its folder or name, and checked by the fingerprint of its weights.
+"""What an adapter adds to: kept in the run's own base/, found again, and checked by the fingerprint of its weights.
 
-A checkpoint of a LoRA run holds the adapter alone. Beside it base.json says which base it was trained on:
-`folder`, relative to the checkpoint (the run's own base/), and `fingerprint`.
+A checkpoint of a LoRA run holds the adapter alone. Beside it base.json says which base it was trained on: `folder`,
+relative to the checkpoint, `fingerprint`, and the `context` that the adapter was trained with.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,19 @@ from gptlab.errors import CheckpointError, ModelError
 from gptlab.model.adapter import adapter_base, is_adapter
 from gptlab.run.checkpoint import BASE, write_folder
 from gptlab.run.files import read_tree
+from gptlab.text.dialogue import TEMPLATE_FILE
+from gptlab.text.vocabulary import FILES
 
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "ckpt.pt")
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "ckpt.pt")
+"""Where weights are, the first that there is; what else lies in the folder is no part of the model."""
+
+KEPT = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+        "pytorch_model*.bin", "pytorch_model.bin.index.json", TEMPLATE_FILE, *FILES)  # fmt: skip
 
 
 def weights_fingerprint(path: Path) -> str:
     """16 hex digits of the weights in a folder (or of one file): what the adapter's numbers are differences to."""
-    files = [path] if path.is_file() else sorted(file for name in WEIGHT_FILES for file in path.glob(name))
+    files = [path] if path.is_file() else next((found for name in WEIGHTS if (found := sorted(path.glob(name)))), [])
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -42,24 +49,36 @@ def find_base(adapter: Path, find_model: Callable[[str], Path]) -> Path:
             raise ModelError(f"{adapter}: its base model is not there: {error}") from None
     if is_adapter(folder):
         raise ModelError(f"{adapter}: its base {folder} is an adapter too; export that one with --merge first")
-    if link and (found := weights_fingerprint(folder)) != link["fingerprint"]:
-        raise CheckpointError(
-            f"{adapter}: was trained on other weights than {folder} has (fingerprint {link['fingerprint']} there, "
-            f"{found} here): put the right base there"
-        )
+    check_base(adapter, folder)
     return folder
 
 
-def link_base(source: Path, folder: Path) -> None:
-    """Makes `folder` stand for the plain model in `source`: a link, or a copy where there are no links."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        folder.symlink_to(source.resolve(), target_is_directory=True)
-    except OSError:
+def check_base(adapter: Path, folder: Path) -> None:
+    """CheckpointError where `folder` has other weights than the adapter was trained on, as far as base.json says."""
+    wanted = read_tree(adapter / BASE).get("fingerprint")
+    if wanted is not None and (found := weights_fingerprint(folder)) != wanted:
+        raise CheckpointError(
+            f"{adapter}: was trained on other weights than {folder} has (fingerprint {wanted} there, {found} here): "
+            "put the right base there"
+        )
 
-        def copy(temporary: Path) -> None:
-            for file in source.iterdir():
-                if file.is_file():
-                    shutil.copyfile(file, temporary / file.name)
 
-        write_folder(folder, copy, bytes_needed=sum(file.stat().st_size for file in source.iterdir()))
+def trained_context(adapter: Path) -> int | None:
+    """The context that an adapter was trained with, where base.json says it."""
+    context: int | None = read_tree(adapter / BASE).get("context")
+    return context
+
+
+def keep_base(source: Path, folder: Path) -> None:
+    """Makes `folder` hold the plain model in `source`: the same files under a second name, which costs no room and
+    stays when the first goes, or copies where the two are on different disks."""
+    files = [file for name in KEPT for file in source.glob(name)]
+
+    def keep(temporary: Path) -> None:
+        for file in files:
+            try:
+                os.link(file.resolve(), temporary / file.name)
+            except OSError:
+                shutil.copyfile(file, temporary / file.name)
+
+    write_folder(folder, keep)

@@ -65,16 +65,18 @@ class Base:
     name:        as PEFT is to find it: a name on the hub, or an absolute folder
     folder:      where it is
     fingerprint: of its weights
+    context:     that the adapter is trained with
     """
 
     name: str
     folder: Path
     fingerprint: str
+    context: int
 
     def write(self, checkpoint: Path, place: Path) -> None:
         """base.json into the folder `checkpoint`, which is to stand at `place`."""
         relative = os.path.relpath(self.folder.absolute(), place.absolute())
-        tree = {"folder": Path(relative).as_posix(), "fingerprint": self.fingerprint}
+        tree = {"folder": Path(relative).as_posix(), "fingerprint": self.fingerprint, "context": self.context}
         (checkpoint / BASE).write_text(to_json(tree, indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ from gptlab.model.gpt import GPT
 from gptlab.model.huggingface import load_model
 from gptlab.model.lora import merge_lora
 from gptlab.model.nanogpt import is_nanogpt
-from gptlab.run.base import find_base
+from gptlab.model.weights import extend_vocabulary
+from gptlab.run.base import find_base, trained_context
 from gptlab.run.checkpoint import MANIFEST, verify_folder
 from gptlab.run.run import RECIPE, Run, run_names
 from gptlab.text.dialogue import Template
@@ -104,11 +105,15 @@ def load_weights(
     if not is_adapter(folder):
         return load_model(folder, device=device, context=context, vocab_size=vocab_size, dropout=dropout)
     base = find_base(folder, lambda name: find_model(name, runs=runs))
-    vocab_size = vocab_size or adapter_vocab_size(folder)
-    model = load_model(base, device=device, context=context, vocab_size=vocab_size, dropout=dropout)
+    model = load_model(
+        base, device=device, context=context or trained_context(folder), vocab_size=adapter_vocab_size(folder),
+        dropout=dropout,
+    )  # fmt: skip
     load_adapter(model, folder)
     if merged:
         merge_lora(model)
+        if vocab_size is not None:
+            extend_vocabulary(model, vocab_size)
     return model
 
 

@@ -43,7 +43,7 @@ from gptlab.training.screen import (
     screen,
     sources_table,
 )
-from gptlab.training.start import find_start, make_model, outline
+from gptlab.training.start import Vocabulary, find_start, make_base, make_model, outline
 from gptlab.training.watch import RunWatcher, stop_signals
 
 
@@ -83,6 +83,9 @@ def train_recipe(
     start, recipe = find_start(recipe, existing, runs)
     data = prepare(recipe, progress, start)
     progress.table("data", *sources_table(data))
+    vocabulary = data.vocabulary
+    if existing and start:  # whose own tokenizer has the added tokens already
+        vocabulary = Vocabulary(vocabulary.size, existing.origin["start"].get("first_added"))
     writes = place.type == "cpu" and (recipe.samples.prompts or recipe.samples.reward)
     wanted = training_kernels(place, precision.dtype) + (("decode",) if writes else ())
     with (
@@ -96,17 +99,17 @@ def train_recipe(
         objective = LanguageObjective()
         with progress.busy("predicting memory"):
             fit = decide_micro_batch(
-                recipe, lambda: outline(recipe, data.tokenizer.vocab_size, start), data.rows, objective,
+                recipe, lambda: outline(recipe, vocabulary, start), data.rows, objective,
                 device=place, precision=precision, kept=kept.get("micro_batch_size"),
             )  # fmt: skip
         judge = Judge.of(recipe.samples, data, recipe.seed, device)
         with torch.device("meta"):
-            shapes = outline(recipe, data.tokenizer.vocab_size, start)
+            shapes = outline(recipe, vocabulary, start)
         folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
         recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
         disk_bytes = checkpoint_disk_bytes(shapes, recipe.checkpoints.keep)
         check_disk(folder, disk_bytes)
-        origin = make_origin(data, place, shapes, command, start)
+        origin = make_origin(data, place, shapes, command, start if existing is None else None)
         run = open_run(existing, recipe, folder, origin, progress.say)
 
         with run.lock(), deterministic(recipe.training.deterministic):
@@ -117,8 +120,11 @@ def train_recipe(
                 )
             length = bring_up_to_date(run, recipe, data, int(checkpoint.name) if checkpoint else 0, progress.say)
             torch.manual_seed(recipe.seed)
-            model, base = make_model(recipe, data.tokenizer, start, run, checkpoint, runs)
-            model.to(place)
+            with progress.busy("loading the model"):
+                base = None
+                if start and recipe.lora:
+                    base = make_base(run, recipe, start, vocabulary, data.tokenizer, data.template, runs)
+                model = make_model(recipe, vocabulary, start, checkpoint, base, runs).to(place)
             engine = Engine(
                 model=cast(nn.Module, torch.compile(model)) if recipe.training.compile else model,
                 objective=objective,
@@ -157,7 +163,7 @@ def train_recipe(
             machine = machine_in_words(place, precision, peak_flops, written_in)
             progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
             watcher.began(state, length, command)
-            if start and not state.step and not run.metrics("validation"):
+            if start and not state.step:
                 watcher.evaluate_start(state)
             try:
                 with stop_signals(progress.say) as watcher.stop_asked:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.batch import steps_per_epoch
-from gptlab.errors import RunError
+from gptlab.errors import RecipeError, RunError
 from gptlab.run.run import Run
-from gptlab.settings import Tree, flatten, plain
+from gptlab.settings import Tree, build, flatten, plain
 from gptlab.training.auto import as_chosen
 from gptlab.training.cadence import Cadence
 from gptlab.training.length import Length
@@ -65,7 +65,7 @@ def _mirror(recipe: Recipe) -> Path | None:
 
 
 def _refuse_differences(run: Run, recipe: Recipe) -> None:
-    before, now = _flat(run.recipe), _flat(plain(recipe))
+    before, now = _flat(_with_new_keys(run.recipe)), _flat(plain(recipe))
     differing = [
         f"  {key}: {_shown(before, key)} there, {_shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -74,6 +74,14 @@ def _refuse_differences(run: Run, recipe: Recipe) -> None:
     if differing:
         first, last = f"{run.folder} is a run of another recipe:", "--fresh starts over, --name NAME names another run"
         raise RunError("\n".join([first, *differing, last]))
+
+
+def _with_new_keys(recipe: Tree) -> Tree:
+    """A run's recipe with the defaults of keys that there were not when it began."""
+    try:
+        return plain(build(Recipe, recipe, "recipe.toml"))
+    except RecipeError:
+        return recipe
 
 
 def _flat(recipe: Tree) -> Tree:

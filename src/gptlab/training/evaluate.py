@@ -28,6 +28,7 @@ from gptlab.evaluation.scores import Scorer
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.open import OpenModel, Which, open_model
 from gptlab.run.run import RECIPE
+from gptlab.settings import build
 from gptlab.text.dialogue import Message, Template
 from gptlab.training.prepare import prepare
 from gptlab.training.progress import Progress
@@ -81,6 +82,8 @@ def evaluate_model(
     with progress.busy(f"opening {name}"):
         opened = open_model(name, device=device, runs=runs, checkpoint=checkpoint)
     rows, words = _rows(opened, on, split, progress)
+    if reward and not (isinstance(rows, DialogueRows) and answers):
+        raise UserError(f"--reward {reward}: scores answers, and there are none: {words} is text, or --answers is 0")
     at = next(opened.model.parameters()).device
     scorer = Scorer(LanguageObjective(), at, pick_precision(precision, at), max(1, MICRO_BATCH_TOKENS // rows.context))
     with progress.busy(f"scoring {words}") as tell:
@@ -106,8 +109,10 @@ def _rows(opened: OpenModel, on: str | None, split: Split, progress: Progress) -
     shape = opened.model.shape
     context = min(recipe.model.numbers().get("context", shape.context), shape.context)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"context": context})})
-    start = Start(opened.name, opened.folder, shape, shape.vocab_size, opened.require_tokenizer(), opened.template)
+    start = Start(opened.name, opened.folder, shape, opened.require_tokenizer(), opened.template, continued=True)
     data = prepare(recipe, progress, start)
+    if data.tokenizer.vocab_size > shape.vocab_size:
+        raise UserError(f"{recipe.name}: its template needs tokens that {opened.name} has not; name another recipe")
     rows = {"train": data.rows, "validation": data.validation, "test": data.test}[split]
     if rows is None:
         raise UserError(f"{recipe.name} has no test set; --split validation is there")
@@ -117,9 +122,9 @@ def _rows(opened: OpenModel, on: str | None, split: Split, progress: Progress) -
 def _rows_of_file(opened: OpenModel, kind: str, path: str) -> TextRows:
     tokenizer, context = opened.require_tokenizer(), opened.model.shape.context
     if kind == "corpus":
-        return ScoredWindows(read_text_tokens(SourceSettings(path=path), tokenizer), context)
+        return ScoredWindows(read_text_tokens(build(SourceSettings, {"path": path}, kind), tokenizer), context)
     template = opened.template or Template.named("eos", tokenizer.eos)
-    return read_all(DialogueSourceSettings(path=path), tokenizer, template, context=context)
+    return read_all(build(DialogueSourceSettings, {"path": path}, kind), tokenizer, template, context=context)
 
 
 def _own_recipe(opened: OpenModel) -> str:

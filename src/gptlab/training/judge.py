@@ -40,7 +40,7 @@ class Judge:
         found = self.reward.score([[Message("user", each.prompt), each.message] for each in answers])
         texts = [each.text for each in answers]
         scores = reward_scores(found, [each.prompt for each in answers], texts)
-        return {**scores, **dialogue_scores(answers), "answers": len(answers)}
+        return {**scores, **dialogue_scores(answers), "answers": len(answers), "truncated": self.reward.truncated}
 
     def answers(self, model: GPT) -> list[Answer]:
         """An answer to each prompt."""

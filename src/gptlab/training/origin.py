@@ -37,7 +37,7 @@ def make_origin(data: Prepared, device: torch.device, model: GPT, command: str, 
             "numpy": np.__version__, "platform": platform.platform(),
         },
         "commit": _commit(),
-        **({"start": _start(start)} if start else {}),
+        **({"start": _start(start, data)} if start else {}),
         "data": {
             "fingerprints": dict(data.fingerprints),
             "table": [asdict(row) for row in data.table],
@@ -51,10 +51,13 @@ def make_origin(data: Prepared, device: torch.device, model: GPT, command: str, 
     }  # fmt: skip
 
 
-def _start(start: Start) -> Tree:
+def _start(start: Start, data: Prepared) -> Tree:
     """What the run began with; `vocab_size` is the start's own, without tokens that were added."""
+    first = data.vocabulary.first_added
     return {
-        "name": start.name, "folder": str(start.folder.absolute()), "vocab_size": start.shape.vocab_size,
+        "name": start.name, "folder": str(start.folder.absolute()),
+        "vocab_size": start.shape.vocab_size if first is None else first,
+        **({} if first is None else {"first_added": first}),
         "fingerprint": weights_fingerprint(start.folder),
     }  # fmt: skip
 

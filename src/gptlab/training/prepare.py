@@ -23,7 +23,7 @@ from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer, TokenizerSettings, resolve_tokenizer
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
-from gptlab.training.start import Start
+from gptlab.training.start import Start, Vocabulary
 from gptlab.words import large, number, size
 
 OnProgress = Callable[[PrepareProgress], None]
@@ -50,6 +50,7 @@ class Prepared:
     table: Sequence[SourceCounts] | Sequence[DialogueCounts]
     fingerprints: Mapping[Split, str]
     folder: Path
+    vocabulary: Vocabulary
     example: str
     """The beginning of the first training row, its tokens divided by ·"""
 
@@ -96,6 +97,7 @@ def _corpus(
         corpus.table,
         {name: file.checksum for name, file in corpus.files.items()},
         corpus.folder,
+        Vocabulary(tokenizer.vocab_size),
         "·".join(tokenizer.decode([id]) for id in ids),
     )
     return prepared, corpus.warnings
@@ -105,21 +107,23 @@ def _dialogues(
     recipe: Recipe, settings: DialogueSettings, tokenizer: Tokenizer, start: Start | None, on_progress: OnProgress
 ) -> tuple[Prepared, list[str]]:
     template = _template(settings.template, tokenizer, start)
+    before = tokenizer.vocab_size
     tokenizer = tokenizer.with_special_tokens(template.special_tokens)
+    vocabulary = Vocabulary(tokenizer.vocab_size, before if tokenizer.vocab_size > before else None)
     dialogues = prepare_dialogues(
         settings, tokenizer, template, context=recipe.model.numbers()["context"], seed=recipe.seed,
         on_progress=on_progress,
     )  # fmt: skip
     prepared = Prepared(
         tokenizer, template, dialogues.train, dialogues.validation, dialogues.test, dialogues.table,
-        dialogues.fingerprints, dialogues.folder, dialogues.train.example(tokenizer),
+        dialogues.fingerprints, dialogues.folder, vocabulary, dialogues.train.example(tokenizer),
     )  # fmt: skip
     return prepared, dialogues.warnings
 
 
 def _template(name: str | None, tokenizer: Tokenizer, start: Start | None) -> Template:
-    """The one that the recipe names, else the start's, else turns closed by EOS."""
-    if name is None and start is not None and start.template is not None:
+    """The one that the recipe names, else the start's, else turns closed by EOS; of a run that continues, its own."""
+    if start is not None and start.template is not None and (name is None or start.continued):
         return start.template
     return Template.named(name or "eos", tokenizer.eos)
 

@@ -6,14 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptlab.errors import CheckpointError, RecipeError
-from gptlab.hub import is_hub_name
+from gptlab.errors import CheckpointError, RecipeError, TokenizerError
 from gptlab.model.adapter import is_adapter, load_adapter
 from gptlab.model.build import build_model
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import load_model, read_shape, save_model
 from gptlab.model.lora import LoraSettings, add_lora, train_new_rows
-from gptlab.run.base import find_base, link_base, weights_fingerprint
+from gptlab.model.weights import extend_vocabulary
+from gptlab.run.base import check_base, find_base, keep_base, weights_fingerprint
 from gptlab.run.checkpoint import Base, write_folder
 from gptlab.run.open import find_model, load_weights, read_template, read_tokenizer
 from gptlab.run.run import Run
@@ -26,25 +26,28 @@ from gptlab.training.recipe import Recipe
 class Start:
     """A model to be tuned. Finding one loads no weights.
 
-    name:       what the recipe calls it
-    folder:     where it is (of nanoGPT's: the file)
-    shape:      as it is there
-    vocab_size: as it was published; rows of tokens added since are new
+    name:     what the recipe calls it
+    folder:   where it is (of nanoGPT's: the file)
+    shape:    as it is there
+    template: as it is there; of a run that continues, the run's own
     """
 
     name: str
     folder: Path
     shape: GPTShape
-    vocab_size: int
     tokenizer: Tokenizer | None
     template: Template | None
+    continued: bool = False
 
-    def load(self, recipe: Recipe, vocab_size: int, runs: Path) -> GPT:
-        """Its weights in the shape in which it is tuned."""
-        shape = self.tuned_shape(recipe, vocab_size)
-        return load_weights(
+    def load(self, recipe: Recipe, vocab: Vocabulary, runs: Path) -> GPT:
+        """Its weights in the shape in which it is tuned, rows of added tokens at the mean of the others."""
+        shape = self.tuned_shape(recipe, vocab.size)
+        model = load_weights(
             self.folder, runs=runs, context=shape.context, vocab_size=shape.vocab_size, dropout=shape.dropout
         )
+        if vocab.first_added is not None:
+            extend_vocabulary(model, vocab.size, known=vocab.first_added)
+        return model
 
     def tuned_shape(self, recipe: Recipe, vocab_size: int) -> GPTShape:
         """Its shape with the recipe's context and dropout, and a vocabulary that is no smaller than `vocab_size`."""
@@ -52,6 +55,14 @@ class Start:
             self.shape, context=recipe.model.context or self.shape.context, dropout=recipe.model.dropout,
             vocab_size=max(vocab_size, self.shape.vocab_size),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How many ids there are, and the first of those that the template added to the start's; None: it added none."""
+
+    size: int
+    first_added: int | None = None
 
 
 def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start | None, Recipe]:
@@ -63,22 +74,33 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
     """
     if recipe.start is None:
         return None, recipe
-    kept = None if existing is None else existing.base_folder if recipe.lora else _newest(existing)
+    newest = _newest(existing) if existing else None
+    kept = existing.base_folder if existing and recipe.lora else newest
     folder = kept if kept and kept.exists() else find_model(recipe.start, runs=runs)
     plain = find_base(folder, lambda name: find_model(name, runs=runs)) if is_adapter(folder) else folder
     shape = read_shape(plain, dropout=recipe.model.dropout)
     context = recipe.model.context or shape.context
     if context > shape.context:
         raise RecipeError(f"model.context = {context}: {recipe.start} has {shape.context}; it can only be shortened")
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(newest or folder)
     if tokenizer is None and recipe.tokenizer is None:
         raise RecipeError(f'{recipe.start} has no tokenizer beside it: name its own, tokenizer.from = "gpt2" say')
-    if tokenizer is not None and recipe.tokenizer is not None and kept is None:
+    if tokenizer is not None and recipe.tokenizer is not None and existing is None:
         raise RecipeError(f"{recipe.start} has a tokenizer, and can be read with no other: leave [tokenizer] out")
     model = recipe.model.model_copy(update={"context": context})
-    published = existing.origin["start"]["vocab_size"] if existing else shape.vocab_size
-    start = Start(recipe.start, folder, shape, published, tokenizer, read_template(folder, tokenizer))
+    template = _template(recipe, newest or folder, tokenizer)
+    start = Start(recipe.start, folder, shape, tokenizer, template, continued=newest is not None)
     return start, recipe.model_copy(update={"model": model})
+
+
+def _template(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None) -> Template | None:
+    """The template in a folder; one that cannot be used matters only where the recipe names no other."""
+    try:
+        return read_template(folder, tokenizer)
+    except TokenizerError:
+        if getattr(recipe.data, "template", None) is None and recipe.data.kind == "dialogues":
+            raise
+        return None
 
 
 def _newest(run: Run) -> Path | None:
@@ -89,58 +111,76 @@ def _newest(run: Run) -> Path | None:
     return None
 
 
-def outline(recipe: Recipe, vocab_size: int, start: Start | None) -> GPT:
+def outline(recipe: Recipe, vocab: Vocabulary, start: Start | None) -> GPT:
     """The model that is trained, adapted or not, with random weights: for its shapes (on the meta device, traced)."""
-    model = GPT(start.tuned_shape(recipe, vocab_size)) if start else build_model(recipe.model, vocab_size)
+    model = GPT(start.tuned_shape(recipe, vocab.size)) if start else build_model(recipe.model, vocab.size)
     if start and recipe.lora:
-        _adapt(model, recipe.lora, start)
+        _adapt(model, recipe.lora, vocab)
     model.activation_checkpointing = recipe.training.activation_checkpointing
     return model
 
 
 def make_model(
-    recipe: Recipe, tokenizer: Tokenizer, start: Start | None, run: Run, checkpoint: Path | None, runs: Path
-) -> tuple[GPT, Base | None]:
+    recipe: Recipe, vocab: Vocabulary, start: Start | None, checkpoint: Path | None, base: Base | None, runs: Path
+) -> GPT:
     """The model that is trained, on the CPU: from the checkpoint that a run continues from, else the start's weights,
-    else new ones (torch's global generator decides them); and the base of an adapted one."""
-    base = None
-    if start and recipe.lora:
-        model = start.load(recipe, tokenizer.vocab_size, runs)
-        base = _ensure_base(run, start, model, tokenizer)
+    else new ones (torch's global generator decides them). `base`: that of an adapted one (`make_base`)."""
+    if base is not None and start and recipe.lora:
+        shape = start.tuned_shape(recipe, vocab.size)
+        model = load_model(base.folder, context=shape.context, dropout=shape.dropout)
         if checkpoint:
+            check_base(checkpoint, base.folder)
             load_adapter(model, checkpoint)
         else:
-            _adapt(model, recipe.lora, start)
+            _adapt(model, recipe.lora, vocab)
     elif checkpoint:
         model = load_model(checkpoint)
     elif start:
-        model = start.load(recipe, tokenizer.vocab_size, runs)
+        model = start.load(recipe, vocab, runs)
     else:
-        model = build_model(recipe.model, tokenizer.vocab_size)
+        model = build_model(recipe.model, vocab.size)
     model.activation_checkpointing = recipe.training.activation_checkpointing
-    return model, base
+    return model
 
 
-def _adapt(model: GPT, settings: LoraSettings, start: Start) -> None:
+def _adapt(model: GPT, settings: LoraSettings, vocab: Vocabulary) -> None:
     add_lora(model, settings)
-    if model.shape.vocab_size > start.vocab_size:
-        train_new_rows(model, start.vocab_size)
+    if vocab.first_added is not None:
+        train_new_rows(model, vocab.first_added)
 
 
-def _ensure_base(run: Run, start: Start, model: GPT, tokenizer: Tokenizer) -> Base:
-    """The base of a LoRA run, in its folder: a link to the start, or weights of its own where the start's are not those
-    that are tuned (an adapter merged, a vocabulary extended, nanoGPT's file). `model`: the base, not yet adapted."""
+def make_base(
+    run: Run,
+    recipe: Recipe,
+    start: Start,
+    vocab: Vocabulary,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    runs: Path,
+) -> Base:
+    """The base of a LoRA run, in its folder: the start's own files, or weights of its own where the start's are not
+    those that are tuned (an adapter merged, a vocabulary extended, nanoGPT's file)."""
     folder = run.base_folder
+    plain = (start.folder / "config.json").is_file() and not is_adapter(start.folder)
+    same = plain and vocab.first_added is None and vocab.size <= start.shape.vocab_size
     if not folder.exists():
-        plain = (start.folder / "config.json").is_file() and not is_adapter(start.folder)
-        if plain and model.shape.vocab_size == start.shape.vocab_size:
-            link_base(start.folder, folder)
+        if same:
+            keep_base(start.folder, folder)
         else:
-            write_folder(folder, lambda temporary: _save(model, tokenizer, temporary))
-    from_hub = folder.is_symlink() and is_hub_name(start.name) and not Path(start.name).exists()
-    return Base(start.name if from_hub else str(folder.absolute()), folder, weights_fingerprint(folder))
+            whole = recipe.model_copy(
+                update={"model": recipe.model.model_copy(update={"context": start.shape.context})}
+            )
+            model = start.load(whole, vocab, runs)
 
+            def save(temporary: Path) -> None:
+                end = template.end_id(tokenizer) if template else tokenizer.eos_id
+                save_model(model, temporary, eos_id=end, bos_id=tokenizer.eos_id)
+                tokenizer.save(temporary, context=model.shape.context)
+                if template is not None:
+                    template.save(temporary)
 
-def _save(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    save_model(model, folder, eos_id=tokenizer.eos_id)
-    tokenizer.save(folder, context=model.shape.context)
+            write_folder(folder, save, bytes_needed=sum(weight.nbytes for weight in model.parameters()))
+    # Of the hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+    from_hub = same and any(part.startswith("models--") for part in start.folder.parts)
+    name = start.name if from_hub else str(folder.absolute())
+    return Base(name, folder, weights_fingerprint(folder), recipe.model.context or start.shape.context)

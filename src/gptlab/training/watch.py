@@ -92,10 +92,12 @@ class RunWatcher:
         self.write_state(state, length, "running")
 
     def evaluate_start(self, state: State) -> None:
-        """What the start is worth on the whole validation set before it is tuned; it is no candidate for the best."""
-        scores = self._scorer().text(self.engine.model, self.data.validation, self.progress.evaluating)
-        self._log_scores("validation", state, scores)
-        if self.judge:
+        """What the start is worth on the whole validation set before it is tuned; it is no candidate for the best. What
+        a run that was killed before its first save has measured already is not measured again."""
+        if not self.run.metrics("validation"):
+            scores = self._scorer().text(self.engine.model, self.data.validation, self.progress.evaluating)
+            self._log_scores("validation", state, scores)
+        if self.judge and not self.run.metrics("reward"):
             self._judge(state)
 
     def decided(self, state: State, length: Length) -> None:
