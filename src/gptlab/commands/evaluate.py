@@ -24,7 +24,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Of a recipe: validation, test or train.")] = "validation",
     answers: Annotated[int, typer.Option(min=0, help="Of dialogues: so many questions are answered.")] = 40,
     reward: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A reward model, which scores answers to forty questions.")
+        str | None, typer.Option(metavar="MODEL", help="A reward model, or default: it scores forty answers.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
     checkpoint: Annotated[

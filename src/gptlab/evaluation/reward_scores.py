@@ -38,7 +38,8 @@ class RewardModel(Protocol):
 
 
 class HuggingFaceReward:
-    """Any `AutoModelForSequenceClassification` with one output, from a folder or the hub, in float32.
+    """Any `AutoModelForSequenceClassification` with one output, from a folder or the hub, in float32; "default" is
+    DEFAULT_REWARD.
 
     A model whose tokenizer has a chat template reads the conversation as that renders it. Another reads a pair of
     texts, as the default model does: what came before, and the answer. What came before is the user's words alone, or,
@@ -53,7 +54,7 @@ class HuggingFaceReward:
 
     def __init__(
         self,
-        name_or_path: str | Path = DEFAULT_REWARD,
+        name_or_path: str | Path = "default",
         device: torch.device | str = "auto",
         batch_size: int = 8,
     ) -> None:
@@ -61,7 +62,7 @@ class HuggingFaceReward:
             raise UserError(f"batch_size = {batch_size}: must be at least 1")
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.truncated = 0
-        self._model, self._tokenizer = _load(str(name_or_path))
+        self._model, self._tokenizer = _load(DEFAULT_REWARD if name_or_path == "default" else str(name_or_path))
         self._model.to(self.device)
         self._longest = _longest(self._model.config, self._tokenizer)
         # Some models look for the last token that is no padding; they must know the padding that they are given.
