@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 
 def number(value: float) -> str:
@@ -53,3 +54,8 @@ def duration(seconds: float) -> str:
 def share(value: float) -> str:
     """0.624 → "62 %"."""
     return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
+
+
+def printable(text: str) -> str:
+    """Without control characters, which a model may write and a terminal would obey."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gptlab.errors import UserError, nearest
+from gptlab.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -224,7 +224,7 @@ def _one_after_the_other(names: list[str], out: Console) -> Iterator[OnText]:
 
     def tell(number: int, text: str) -> None:
         begin(number)
-        print(_shown(text) if out.is_terminal else text, end="", flush=True)
+        print(printable(text) if out.is_terminal else text, end="", flush=True)
 
     try:
         yield tell
@@ -246,7 +246,7 @@ def _side_by_side(names: list[str], out: Console) -> Iterator[OnText]:
     table.add_row(*cells)
 
     def tell(number: int, text: str) -> None:
-        cells[number].append(_shown(text))
+        cells[number].append(printable(text))
 
     with Live(table, console=out):
         yield tell
@@ -281,8 +281,3 @@ def _checked(line: str) -> str:
 
 def _note(text: str) -> None:
     print(f"gptlab: {text}", file=sys.stderr, flush=True)
-
-
-def _shown(text: str) -> str:
-    """Without control characters, which a model may write and a terminal would obey."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

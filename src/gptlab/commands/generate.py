@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptlab.errors import UserError
+from gptlab.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,7 +159,7 @@ def _stream(prompt: str, out: Console) -> Iterator[OnText]:
     """For `on_text`: prints the prompt, then the text as it is written."""
 
     def tell(prompt: int, sample: int, text: str) -> None:
-        sys.stdout.write(_shown(text) if out.is_terminal else text)
+        sys.stdout.write(printable(text) if out.is_terminal else text)
         sys.stdout.flush()
 
     _print_text(prompt, "", out, end="")
@@ -176,7 +176,7 @@ def _print_text(prompt: str, text: str, out: Console, end: str = "\n") -> None:
         return
     from rich.text import Text
 
-    out.print(Text.assemble((_shown(prompt), "bold"), _shown(text)), end=end, soft_wrap=True)
+    out.print(Text.assemble((printable(prompt), "bold"), printable(text)), end=end, soft_wrap=True)
 
 
 def _print_blocks(written: dict[str, list[TextCompletion]], samples: int, out: Console) -> None:
@@ -196,10 +196,10 @@ def _print_table(written: dict[str, list[TextCompletion]], out: Console) -> None
     from rich.text import Text
 
     for completions in zip(*written.values(), strict=True):
-        table = Table(title=Text(_shown(completions[0].prompt), style="bold"), title_justify="left", expand=True)
+        table = Table(title=Text(printable(completions[0].prompt), style="bold"), title_justify="left", expand=True)
         for name in written:
             table.add_column(name, ratio=1, overflow="fold")
-        table.add_row(*(Text(_shown(completion.text)) for completion in completions))
+        table.add_row(*(Text(printable(completion.text)) for completion in completions))
         out.print(table)
 
 
@@ -217,8 +217,3 @@ def _print_notes(completions: list[TextCompletion], seconds: float, context: int
 def _record(completion: TextCompletion, sampler: str) -> dict[str, Any]:
     record = {name: getattr(completion, name) for name in ("prompt", "text", "tokens", "stopped")}
     return record | ({"sampler": sampler} if sampler else {})
-
-
-def _shown(text: str) -> str:
-    """Without control characters, which a model may write and a terminal would obey."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

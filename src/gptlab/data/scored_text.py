@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from gptlab.data.sources import Source, SourceSettings
 from gptlab.data.word_count import count_words
 from gptlab.text.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 22
+AT_ONCE = 1000
+"""Documents that are encoded together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,22 +37,10 @@ def read_text_tokens(settings: SourceSettings, tokenizer: Tokenizer) -> TextToke
     text_bytes = words = 0
     end = np.array([tokenizer.eos_id], dtype=np.uint32)
 
-    for documents in _batches(Source(settings).documents()):
+    stream = Source(settings).documents()
+    while documents := list(islice(stream, AT_ONCE)):
         for ids in tokenizer.encode_documents(documents):
             pieces += (ids, end)
         text_bytes += sum(len(document.encode()) for document in documents)
         words += int(count_words(documents).sum())
     return TextTokens(np.concatenate(pieces), tokenizer.eos_id, text_bytes, words)
-
-
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
