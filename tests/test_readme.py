@@ -155,7 +155,9 @@ def test_the_longer_run_was_continued(ran: Ran) -> None:
 def test_json_is_as_the_readme_shows_it(ran: Ran) -> None:
     shown = re.search(r'`\{"completions": \[\{(.*?)\}\]\}`', README)
     assert shown
-    outputs = [result.stdout for line, result in ran[1].items() if "--json" in line]
+    outputs = [
+        result.stdout for line, result in ran[1].items() if line.startswith("gptlab generate") and "--json" in line
+    ]
     assert outputs
     for output in outputs:
         assert list(json.loads(output)["completions"][0]) == re.findall(r'"(\w+)"', shown[1])

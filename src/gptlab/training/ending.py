@@ -26,7 +26,7 @@ def evaluate_ends(run: Run, engine: Engine, data: Prepared, runs: Path, progress
     """
     if run.state.get("best") is None:
         raise TrainingStopped(
-            f"{run.folder}: nothing that validation measured was ever finite. Try a third of optimizer.learning_rate"
+            f"{run.folder}: the loss on validation was never finite. Try a third of optimizer.learning_rate"
         )
     context, vocab_size = data.rows.context, data.tokenizer.vocab_size
     scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
