@@ -20,10 +20,10 @@ from gptlab.export.copies import Answers, OwnReader, ask, compare, prompts
 from gptlab.export.gguf import GGUF_FILE, gguf_fields, require_gguf, verify_gguf, write_gguf
 from gptlab.export.source import Source, find_source
 from gptlab.hub import check_upload, is_hub_name, upload_folder
-from gptlab.model.adapter import is_adapter, save_adapter
+from gptlab.model.adapter import is_adapter
 from gptlab.model.gpt import GPT
-from gptlab.model.huggingface import save_model
 from gptlab.model.lora import merge_lora
+from gptlab.run.checkpoint import save_parts
 from gptlab.run.files import flush_folder
 from gptlab.run.open import PICKLED_FILES, SAFE_FILES, Which
 from gptlab.run.run import Say
@@ -103,13 +103,7 @@ def _write_huggingface(source: Source, folder: Path, *, merge: bool, say: Say) -
     """Writes the files that transformers or PEFT read; what was compared."""
     model, answers, checks = _load(source, merge=merge, say=say)
     say("writing the weights")
-    if source.base is None or merge:
-        save_model(model, folder, eos_id=source.end_id, bos_id=source.tokenizer.eos_id)
-    else:
-        save_adapter(model, folder, base=str(source.base_name))
-    source.tokenizer.save(folder, context=model.shape.context)
-    if source.template is not None:
-        source.template.save(folder)
+    save_parts(folder, model, source.tokenizer, source.template, base_name=None if merge else source.base_name)
     del model  # the memory is the copy's, which is read next
     say("reading it again")
     checks.append(check_with_gptlab(folder, source, answers))

@@ -9,8 +9,7 @@ from gptlab.errors import TokenizerError
 from gptlab.hub import is_hub_name
 from gptlab.model.adapter import adapter_base, is_adapter
 from gptlab.model.gpt import GPT
-from gptlab.run.base import find_base
-from gptlab.run.open import Which, find_model, load_weights, read_template, read_tokenizer
+from gptlab.run.open import Which, base_of, find_model, load_weights, read_template, read_tokenizer
 from gptlab.run.run import CHECKPOINTS, RECIPE, Run
 from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
@@ -63,7 +62,7 @@ def find_source(name: str, *, runs: Path, checkpoint: Which) -> Source:
         raise TokenizerError(
             f"{folder}: has no tokenizer, without which nobody could use what is exported: put its tokenizer.json there"
         )
-    base = find_base(folder, lambda name: find_model(name, runs=runs)) if is_adapter(folder) else None
+    base = base_of(folder, runs) if is_adapter(folder) else None
     run = _run_of(folder)
     title = run.name if run else Path(name).absolute().name
     return Source(title, folder, tokenizer, read_template(folder, tokenizer), base, run, runs)

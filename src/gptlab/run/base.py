@@ -53,10 +53,11 @@ def find_base(adapter: Path, find_model: Callable[[str], Path]) -> Path:
     return folder
 
 
-def check_base(adapter: Path, folder: Path) -> None:
-    """CheckpointError where `folder` has other weights than the adapter was trained on, as far as base.json says."""
+def check_base(adapter: Path, folder: Path, fingerprint: str | None = None) -> None:
+    """CheckpointError where `folder` has other weights than the adapter was trained on, as far as base.json says.
+    `fingerprint`: of the folder's weights, where it is known already."""
     wanted = read_tree(adapter / BASE).get("fingerprint")
-    if wanted is not None and (found := weights_fingerprint(folder)) != wanted:
+    if wanted is not None and (found := fingerprint or weights_fingerprint(folder)) != wanted:
         raise CheckpointError(
             f"{adapter}: was trained on other weights than {folder} has (fingerprint {wanted} there, {found} here): "
             "put the right base there"

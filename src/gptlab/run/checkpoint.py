@@ -96,15 +96,9 @@ def save_checkpoint(
     """
 
     def write(temporary: Path) -> None:
-        if base is None:
-            end = template.end_id(tokenizer) if template else tokenizer.eos_id
-            save_model(model, temporary, eos_id=end, bos_id=tokenizer.eos_id)
-        else:
-            save_adapter(model, temporary, base=base.name)
+        save_parts(temporary, model, tokenizer, template, base_name=base.name if base else None)
+        if base is not None:
             base.write(temporary, folder)
-        tokenizer.save(temporary, context=model.shape.context)
-        if template is not None:
-            template.save(temporary)
         if state is not None:
             write_tensors(temporary / OPTIMIZER, state.optimizer)
             write_tensors(temporary / RANDOM, state.random)
@@ -112,6 +106,21 @@ def save_checkpoint(
             (temporary / STATE).write_text(text + "\n", encoding="utf-8")
 
     write_folder(folder, write, bytes_needed=checkpoint_bytes(model, state))
+
+
+def save_parts(
+    folder: Path, model: GPT, tokenizer: Tokenizer, template: Template | None, *, base_name: str | None = None
+) -> None:
+    """Writes what transformers reads into `folder`: weights, tokenizer, chat template; of a model that is adapted to
+    `base_name` the adapter alone, as PEFT reads it."""
+    if base_name is None:
+        end = template.end_id(tokenizer) if template else tokenizer.eos_id
+        save_model(model, folder, eos_id=end, bos_id=tokenizer.eos_id)
+    else:
+        save_adapter(model, folder, base=base_name)
+    tokenizer.save(folder, context=model.shape.context)
+    if template is not None:
+        template.save(folder)
 
 
 def checkpoint_bytes(model: GPT, state: TrainingState | None) -> int:

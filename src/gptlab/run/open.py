@@ -104,10 +104,9 @@ def load_weights(
     """The model in a folder, as `load_model` reads it; an adapter with its base, merged into it or as it is trained."""
     if not is_adapter(folder):
         return load_model(folder, device=device, context=context, vocab_size=vocab_size, dropout=dropout)
-    base = find_base(folder, lambda name: find_model(name, runs=runs))
     model = load_model(
-        base, device=device, context=context or trained_context(folder), vocab_size=adapter_vocab_size(folder),
-        dropout=dropout,
+        base_of(folder, runs), device=device, context=context or trained_context(folder),
+        vocab_size=adapter_vocab_size(folder), dropout=dropout,
     )  # fmt: skip
     load_adapter(model, folder)
     if merged:
@@ -115,6 +114,11 @@ def load_weights(
         if vocab_size is not None:
             extend_vocabulary(model, vocab_size)
     return model
+
+
+def base_of(adapter: Path, runs: Path) -> Path:
+    """The folder of the model that an adapter adds to; errors as `find_base`."""
+    return find_base(adapter, lambda name: find_model(name, runs=runs))
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:

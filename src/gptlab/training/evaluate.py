@@ -22,7 +22,7 @@ from gptlab.errors import RunError, UserError, nearest
 from gptlab.evaluation.answers import Answer, answer
 from gptlab.evaluation.dialogue_scores import dialogue_scores
 from gptlab.evaluation.prompts import topic_prompts
-from gptlab.evaluation.reward_scores import HuggingFaceReward, reward_scores
+from gptlab.evaluation.reward_scores import HuggingFaceReward
 from gptlab.evaluation.samples import SampleSettings
 from gptlab.evaluation.scores import Scorer
 from gptlab.objectives.language import LanguageObjective
@@ -30,6 +30,7 @@ from gptlab.run.open import OpenModel, Which, open_model
 from gptlab.run.run import RECIPE
 from gptlab.settings import build
 from gptlab.text.dialogue import Message, Template
+from gptlab.training.judge import score_answers
 from gptlab.training.prepare import prepare
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import load_recipe
@@ -154,7 +155,5 @@ def _reward(written: Sequence[Answer], name: str | None, device: torch.device, p
     if name is None:
         return {}
     with progress.busy("judging answers"):
-        judge = HuggingFaceReward(name, device)
-        found = judge.score([[Message("user", each.prompt), each.message] for each in written])
-    scores = reward_scores(found, [each.prompt for each in written], [each.text for each in written])
+        scores = score_answers(HuggingFaceReward(name, device), written)
     return {"reward": scores["mean"], "reward_low": scores["low"], "reward_high": scores["high"]}

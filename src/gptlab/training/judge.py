@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,12 @@ from gptlab.evaluation.samples import SampleSettings
 from gptlab.model.gpt import GPT
 from gptlab.text.dialogue import Message
 from gptlab.training.prepare import Prepared
+
+
+def score_answers(reward: RewardModel, answers: Sequence[Answer]) -> dict[str, Any]:
+    """`reward_scores` of answers to single questions."""
+    found = reward.score([[Message("user", each.prompt), each.message] for each in answers])
+    return reward_scores(found, [each.prompt for each in answers], [each.text for each in answers])
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,7 @@ class Judge:
     def scores(self, model: GPT) -> dict[str, Any]:
         """`reward_scores` and `dialogue_scores` of the answers, and how many they are ("answers")."""
         answers = self.answers(model)
-        found = self.reward.score([[Message("user", each.prompt), each.message] for each in answers])
-        texts = [each.text for each in answers]
-        scores = reward_scores(found, [each.prompt for each in answers], texts)
+        scores = score_answers(self.reward, answers)
         return {**scores, **dialogue_scores(answers), "answers": len(answers), "truncated": self.reward.truncated}
 
     def answers(self, model: GPT) -> list[Answer]:

@@ -10,12 +10,12 @@ from gptlab.errors import CheckpointError, RecipeError, TokenizerError
 from gptlab.model.adapter import is_adapter, load_adapter
 from gptlab.model.build import build_model
 from gptlab.model.gpt import GPT, GPTShape
-from gptlab.model.huggingface import load_model, read_shape, save_model
+from gptlab.model.huggingface import load_model, read_shape
 from gptlab.model.lora import LoraSettings, add_lora, train_new_rows
 from gptlab.model.weights import extend_vocabulary
-from gptlab.run.base import check_base, find_base, keep_base, weights_fingerprint
-from gptlab.run.checkpoint import Base, write_folder
-from gptlab.run.open import find_model, load_weights, read_template, read_tokenizer
+from gptlab.run.base import check_base, keep_base, weights_fingerprint
+from gptlab.run.checkpoint import Base, save_parts, write_folder
+from gptlab.run.open import base_of, find_model, load_weights, read_template, read_tokenizer
 from gptlab.run.run import Run
 from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
     newest = _newest(existing) if existing else None
     kept = existing.base_folder if existing and recipe.lora else newest
     folder = kept if kept and kept.exists() else find_model(recipe.start, runs=runs)
-    plain = find_base(folder, lambda name: find_model(name, runs=runs)) if is_adapter(folder) else folder
+    plain = base_of(folder, runs) if is_adapter(folder) else folder
     shape = read_shape(plain, dropout=recipe.model.dropout)
     context = recipe.model.context or shape.context
     if context > shape.context:
@@ -129,7 +129,7 @@ def make_model(
         shape = start.tuned_shape(recipe, vocab.size)
         model = load_model(base.folder, context=shape.context, dropout=shape.dropout)
         if checkpoint:
-            check_base(checkpoint, base.folder)
+            check_base(checkpoint, base.folder, base.fingerprint)
             load_adapter(model, checkpoint)
         else:
             _adapt(model, recipe.lora, vocab)
@@ -172,14 +172,10 @@ def make_base(
             )
             model = start.load(whole, vocab, runs)
 
-            def save(temporary: Path) -> None:
-                end = template.end_id(tokenizer) if template else tokenizer.eos_id
-                save_model(model, temporary, eos_id=end, bos_id=tokenizer.eos_id)
-                tokenizer.save(temporary, context=model.shape.context)
-                if template is not None:
-                    template.save(temporary)
-
-            write_folder(folder, save, bytes_needed=sum(weight.nbytes for weight in model.parameters()))
+            write_folder(
+                folder, lambda temporary: save_parts(temporary, model, tokenizer, template),
+                bytes_needed=sum(weight.nbytes for weight in model.parameters()),
+            )  # fmt: skip
     # Of the hub's cache: models--OWNER--NAME/snapshots/COMMIT.
     from_hub = same and any(part.startswith("models--") for part in start.folder.parts)
     name = start.name if from_hub else str(folder.absolute())
