@@ -78,7 +78,9 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     def make_model() -> GPT:
         return outline(recipe, Vocabulary(shape.vocab_size), None)
 
-    fit = decide_micro_batch(recipe, make_model, windows, objective, device=place, precision=precision, kept=None)
+    fit = decide_micro_batch(
+        recipe, make_model, LanguageObjective, windows, classes=0, device=place, precision=precision, kept=None
+    )
     torch.manual_seed(recipe.seed)
     model = make_model().to(place).train()
     engine = Engine(

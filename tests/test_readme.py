@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -73,6 +74,38 @@ def prepared(folder: Path) -> None:
         {"messages": [{**turn, "content": turn["content"].format(name)} for turn in turns]} for name in sorted(topics)
     ]
     (folder / "my-chats.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats), encoding="utf-8")
+    labelled(folder)
+    questions(folder)
+
+
+def labelled(folder: Path) -> None:
+    """Sentences with classes, in the form of CoLA's files and as a table of one's own."""
+    nouns = [f"{name.lower()} {number}" for number in range(3) for name in sorted(topics)]
+    for file, part in {
+        "in_domain_train": nouns[:160],
+        "in_domain_dev": nouns[160:190],
+        "out_of_domain_dev": nouns[190:],
+    }.items():
+        lines = [f"xx\t{n % 2}\t\t{'It is' if n % 2 else 'Is of it'} a {noun}.\n" for n, noun in enumerate(part)]
+        (folder / f"{file}.tsv").write_text("".join(lines), encoding="utf-8")
+    rows = [f"the {noun} was {'good' if n % 3 else 'bad'},{'yes' if n % 3 else 'no'}" for n, noun in enumerate(nouns)]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+
+
+def questions(folder: Path) -> None:
+    """A handful of each published test, in its own form."""
+    pair = {"field": "syntax", "linguistics_term": "binding", "UID": "principle_A", "sentence_good": "It is."}
+    lines = [json.dumps({**pair, "sentence_bad": f"Is {number} it."}) for number in range(8)]
+    with zipfile.ZipFile(folder / "BLiMP.zip", "w") as archive:
+        archive.writestr("data/principle_A.jsonl", "\n".join(lines))
+    (folder / "lambada_test.jsonl").write_text(json.dumps({"text": "He said that it was a book"}) + "\n")
+    task = {
+        "activity_label": "Walking",
+        "ctx_a": "A man walks.",
+        "ctx_b": "he",
+        "endings": ["stops.", "x.", "y.", "z."],
+    }
+    (folder / "hellaswag_val.jsonl").write_text(json.dumps({**task, "label": 0}) + "\n")
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptlab.errors import GptlabError, UserError
     from gptlab.evaluation.answers import Answer, answer
+    from gptlab.evaluation.classify import Classification
     from gptlab.evaluation.conversation import Conversation, Parameters
     from gptlab.evaluation.samples import complete
     from gptlab.export.export import export_model
     from gptlab.generation.decoder import Decoder
     from gptlab.generation.sampling import Sampling
-    from gptlab.lab import evaluate, prepare, train
+    from gptlab.lab import classify, evaluate, prepare, train
+    from gptlab.model.classifier import GPTClassifier, RNNClassifier
     from gptlab.model.gpt import GPT, GPTShape
+    from gptlab.model.rnn import RNN, RNNShape
     from gptlab.report.report import write_report
     from gptlab.run.open import OpenModel, open_model
     from gptlab.run.run import Run
@@ -35,15 +38,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "evaluation.answers",
+    "Classification": "evaluation.classify",
     "Conversation": "evaluation.conversation",
     "Decoder": "generation.decoder",
     "Evaluation": "training.evaluate",
     "GPT": "model.gpt",
+    "GPTClassifier": "model.classifier",
     "GPTShape": "model.gpt",
     "GptlabError": "errors",
     "Message": "text.dialogue",
     "OpenModel": "run.open",
     "Parameters": "evaluation.conversation",
+    "RNN": "model.rnn",
+    "RNNClassifier": "model.classifier",
+    "RNNShape": "model.rnn",
     "Recipe": "training.recipe",
     "Run": "run.run",
     "Sampling": "generation.sampling",
@@ -51,6 +59,7 @@ _HOMES = {
     "Tokenizer": "text.tokenizer",
     "UserError": "errors",
     "answer": "evaluation.answers",
+    "classify": "lab",
     "complete": "evaluation.samples",
     "evaluate": "lab",
     "export_model": "export.export",
@@ -63,15 +72,20 @@ _HOMES = {
 
 __all__ = [
     "GPT",
+    "RNN",
     "Answer",
+    "Classification",
     "Conversation",
     "Decoder",
     "Evaluation",
+    "GPTClassifier",
     "GPTShape",
     "GptlabError",
     "Message",
     "OpenModel",
     "Parameters",
+    "RNNClassifier",
+    "RNNShape",
     "Recipe",
     "Run",
     "Sampling",
@@ -80,6 +94,7 @@ __all__ = [
     "UserError",
     "__version__",
     "answer",
+    "classify",
     "complete",
     "evaluate",
     "export_model",

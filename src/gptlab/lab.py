@@ -6,7 +6,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptlab.device import PrecisionName
+from gptlab.evaluation.classify import Classification, Text
+from gptlab.evaluation.classify import classify as classify_texts
 from gptlab.report.report import write_report
+from gptlab.run.open import Which, open_model
 from gptlab.run.run import Run
 from gptlab.training.assemble import train_recipe
 from gptlab.training.evaluate import evaluate_model
@@ -57,6 +61,28 @@ def train(
 
 
 evaluate = evaluate_model
+
+
+def classify(
+    model: str | Path,
+    texts: Sequence[Text],
+    *,
+    checkpoint: Which = None,
+    device: str = "auto",
+    precision: PrecisionName = "float32",
+    separator: str | None = None,
+    runs: str | Path = "runs",
+) -> list[Classification]:
+    """The class of each text (or pair of texts) with its probabilities, by a classifier: a folder, a run, a hub name.
+
+        gptlab.classify("cola-lora", ["The sailors rode the breeze clear of the rocks."])
+
+    separator: between the two texts of a pair; by default that of the run that the model lies in.
+
+    UserError where the model is no classifier or a text is empty.
+    """
+    opened = open_model(model, device=device, runs=runs, checkpoint=checkpoint, task="classification")
+    return classify_texts(opened, texts, precision=precision, separator=separator)
 
 
 def prepare(

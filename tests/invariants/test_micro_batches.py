@@ -9,9 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptlab.data.batch import IGNORE, pad_rows, rows_of_step
+from gptlab.data.batch import IGNORE, ValuedRows, pad_rows, rows_of_step
 from gptlab.device import Precision
+from gptlab.model.classifier import GPTClassifier
 from gptlab.model.gpt import GPT, GPTShape
+from gptlab.objectives.classification import ClassificationObjective
+from gptlab.objectives.distillation import ClassDistillation, LanguageDistillation
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training.length import Length
 from gptlab.training.loop import Engine, State, train
@@ -19,11 +22,15 @@ from gptlab.training.optimizer import Optimizer, OptimizerSettings
 from gptlab.training.schedule import ScheduleSettings
 
 SHAPE = GPTShape(vocab_size=37, context=24, n_layer=2, n_head=2, n_embd=16)
+TEACHER = GPTShape(vocab_size=37, context=24, n_layer=1, n_head=2, n_embd=24)
+LABELS = ("a", "b", "c")
 STEPS = 20
 
 
 class UnevenRows:
     """70 rows of 2 to 24 tokens, some of them learned only at their end."""
+
+    context = 24
 
     def __init__(self):
         random = np.random.default_rng(0)
@@ -33,12 +40,35 @@ class UnevenRows:
             learned_from = random.integers(len(ids) - 1)
             targets = np.where(np.arange(len(ids) - 1) < learned_from, IGNORE, ids[1:])
             self.rows.append((ids[:-1], targets))
+        self.scored = sum((targets != IGNORE).sum() for _, targets in self.rows)
 
     def __len__(self):
         return len(self.rows)
 
     def batch(self, rows, epoch=0):
         return pad_rows([self.rows[row] for row in rows], rows)
+
+
+class Labelled(UnevenRows):
+    """The same rows, each of one of three classes, which stands at its last token."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = [(ids, [*[IGNORE] * (len(ids) - 1), row % 3]) for row, (ids, _) in enumerate(self.rows)]
+        self.scored = len(self.rows)
+
+
+def lesson(name):
+    """What is learned: model, objective and rows."""
+    torch.manual_seed(1)
+    if name == "language":
+        return GPT(SHAPE), LanguageObjective(), UnevenRows()
+    if name == "language distillation":
+        return GPT(SHAPE), LanguageDistillation(GPT(TEACHER).double(), 0.6, 2.0), UnevenRows()
+    model, rows = GPTClassifier(SHAPE, LABELS), Labelled()
+    if name == "classification":
+        return model, ClassificationObjective(3), rows
+    return model, ClassDistillation(3, 0.6, 2.0), ValuedRows(rows, {"teacher": torch.randn(len(rows), 3)})
 
 
 class Quiet:
@@ -61,28 +91,43 @@ class Quiet:
         return False
 
 
-def trained(micro_batch_size, kind="adamw"):
-    torch.manual_seed(1)
-    model = GPT(SHAPE).double()
+def trained(micro_batch_size, kind="adamw", learned="language"):
+    model, objective, rows = lesson(learned)
+    model = model.double()
     optimizer = Optimizer(model, OptimizerSettings(kind=kind, learning_rate=1e-2))
     precision = Precision("float32", torch.float32, "")
-    engine = Engine(model, LanguageObjective(), optimizer, torch.device("cpu"), precision, micro_batch_size, 1.0)
+    engine = Engine(model, objective, optimizer, torch.device("cpu"), precision, micro_batch_size, 1.0)
     watcher = Quiet()
     train(
-        engine, UnevenRows(), batch_size=16, seed=5, schedule=ScheduleSettings(warmup_steps=3),
+        engine, rows, batch_size=16, seed=5, schedule=ScheduleSettings(warmup_steps=3),
         length=Length.fixed(STEPS), state=State(), watcher=watcher,
     )  # fmt: skip
     return model, watcher.records
 
 
+REPORTED = {
+    "language": {"loss", "perplexity"},
+    "language distillation": {"loss", "perplexity", "distillation", "cross_entropy"},
+    "classification": {"loss", "accuracy", "matthews", "f1"},
+    "class distillation": {"loss", "accuracy", "matthews", "f1", "distillation", "cross_entropy"},
+}
+OF_THE_MACHINE = {"seconds", "tokens_per_second", "memory_bytes"}
+
+
 @pytest.mark.parametrize("micro_batch_size", [8, 4, 1])
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_weights_and_losses_are_those_of_the_whole_batch(micro_batch_size, kind):
-    (whole, whole_log), (cut, cut_log) = trained(16, kind), trained(micro_batch_size, kind)
+@pytest.mark.parametrize(
+    ("learned", "kind"), [("language", "adamw"), ("language", "muon"), *((name, "adamw") for name in [*REPORTED][1:])]
+)
+def test_weights_and_scores_are_those_of_the_whole_batch(micro_batch_size, learned, kind):
+    (whole, whole_log), (cut, cut_log) = (trained(size, kind, learned) for size in (16, micro_batch_size))
     for (name, expected), got in zip(whole.named_parameters(), cut.parameters(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-9, msg=name)
-    assert [r["loss"] for r in cut_log] == pytest.approx([r["loss"] for r in whole_log], abs=1e-10)
-    assert [r["gradient_norm"] for r in cut_log] == pytest.approx([r["gradient_norm"] for r in whole_log], abs=1e-9)
+    assert len(cut_log) == STEPS
+    for ours, theirs in zip(cut_log, whole_log, strict=True):
+        assert ours.keys() >= REPORTED[learned]
+        assert {"hits", "true", "predicted"}.isdisjoint(ours)
+        for key in ours.keys() - OF_THE_MACHINE - {"event"}:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-9, abs=1e-9), key
 
 
 def test_the_loop_is_the_plain_loop_of_torch():

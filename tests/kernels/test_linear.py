@@ -312,7 +312,7 @@ def test_a_step_needs_no_more_memory_than_under_autocast(monkeypatch: pytest.Mon
         monkeypatch.setattr(loop, "fast_layers", lambda names: inside())
         return predict_peak_bytes(
             lambda: GPT(shape),
-            LanguageObjective(),
+            LanguageObjective,
             OptimizerSettings(),
             precision=Precision("bfloat16", torch.bfloat16, ""),
             micro_batch_size=8,

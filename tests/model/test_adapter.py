@@ -13,11 +13,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptlab.errors import ModelError
-from gptlab.model.adapter import adapter_base, adapter_vocab_size, is_adapter, load_adapter, save_adapter
+from gptlab.model.adapter import (
+    adapter_base,
+    adapter_labels,
+    adapter_vocab_size,
+    is_adapter,
+    load_adapter,
+    save_adapter,
+)
+from gptlab.model.classifier import GPTClassifier, as_classifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import LoraSettings, add_lora, lora_settings, merge_lora, train_new_rows
+from gptlab.model.rnn import RNN, RNNShape
 
 VOCABULARY = 61
+LABELS = ("no", "ýes", "perhaps")
 
 
 def make_model(**changes: Any) -> GPT:
@@ -26,9 +36,13 @@ def make_model(**changes: Any) -> GPT:
     return GPT(GPTShape(**{**shape, **changes}))
 
 
-def make_adapted(settings: LoraSettings | None = None, new_rows: int = 0, **changes: Any) -> GPT:
-    """An adapted model with random numbers in all that is learned."""
-    model = make_model(**changes)
+def make_adapted(
+    settings: LoraSettings | None = None, new_rows: int = 0, *, labels: tuple[str, ...] | None = None, **changes: Any
+) -> Any:
+    """An adapted model with random numbers in all that is learned; with `labels` a classifier."""
+    model: Any = make_model(**changes)
+    if labels:
+        model = as_classifier(model, labels)
     add_lora(model, settings or LoraSettings(rank=3))
     if new_rows:
         train_new_rows(model, VOCABULARY - new_rows)
@@ -115,6 +129,95 @@ def test_only_the_adapter_is_stored(tmp_path: Path) -> None:
         "ensure_weight_tying": False,
         "trainable_token_indices": {"wte": [59, 60]},
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "new_rows", "tie_head"),
+    [
+        (LoraSettings(), 0, True),
+        (LoraSettings(rank=4, also_train=("biases", "layer_norms")), 0, False),
+        (LoraSettings(also_train=("wte",)), 0, True),
+        (LoraSettings(targets=("attn.c_attn",)), 3, True),
+        (LoraSettings(), 3, False),
+    ],
+)
+def test_a_classifier_round_trip_changes_no_bit(
+    tmp_path: Path, settings: LoraSettings, new_rows: int, tie_head: bool
+) -> None:
+    model = make_adapted(settings, new_rows, tie_head=tie_head, labels=LABELS)
+    save(model, tmp_path)
+    assert adapter_labels(tmp_path) == LABELS
+    assert json.loads((tmp_path / "labels.json").read_text()) == {"labels": list(LABELS)}
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["modules_to_save"][0] == "score"
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert torch.equal(stored["base_model.model.score.weight"], model.score.weight)
+    assert not any("lm_head" in name for name in stored)
+    again = as_classifier(make_model(tie_head=tie_head), LABELS)
+    load_adapter(again, tmp_path)
+    assert lora_settings(again) == settings
+    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        assert parameter.requires_grad == theirs[name].requires_grad, name
+        assert torch.equal(parameter, theirs[name]), name
+    merge_lora(again)
+    assert type(again) is GPTClassifier
+    tokens = torch.tensor([[5, 60, 58, 1]])
+    before = model.eval().classify(model(tokens)[:, -1])
+    torch.testing.assert_close(again.eval().classify(again(tokens)[:, -1]), before, atol=1e-5, rtol=1e-5)
+
+
+def test_classes_that_nobody_named_are_numbered(tmp_path: Path) -> None:
+    save(make_adapted(labels=LABELS), tmp_path)
+    (tmp_path / "labels.json").unlink()
+    assert adapter_labels(tmp_path) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    save(make_adapted(), tmp_path / "writes")
+    assert adapter_labels(tmp_path / "writes") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"labels\.json: is not JSON"),
+        ('{"labels": "ab"}', r"labels\.json: labels = 'ab': a list of names is wanted"),
+        ('{"classes": ["a", "b"]}', r"labels\.json: labels = None: a list"),
+        ('{"labels": ["a", 1]}', r"labels\.json: labels = \['a', 1\]: a list"),
+        ('{"labels": ["a", "a"]}', r"labels = \['a', 'a'\]: a classifier has two or more, each once"),
+    ],
+)
+def test_damaged_labels_are_named(tmp_path: Path, content: str, message: str) -> None:
+    save(make_adapted(labels=LABELS), tmp_path)
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(ModelError, match=message):
+        adapter_labels(tmp_path)
+
+
+def test_a_classifier_s_adapter_without_a_head_is_refused(tmp_path: Path) -> None:
+    save(make_adapted(labels=LABELS), tmp_path)
+    rewrite(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if "score" not in name})
+    with pytest.raises(ModelError, match=r"the adapter does not fit the model: missing score\.weight"):
+        load_adapter(as_classifier(make_model(), LABELS), tmp_path)
+    (tmp_path / "labels.json").unlink()
+    with pytest.raises(ModelError, match=r"labels = \[\]: a classifier has two or more"):
+        adapter_labels(tmp_path)
+
+
+def test_an_adapter_for_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    save(make_adapted(labels=LABELS), tmp_path / "answers")
+    save(make_adapted(), tmp_path / "writes")
+    with pytest.raises(ModelError, match="task_type = 'SEQ_CLS': is the adapter of a classifier, which the model is"):
+        load_adapter(make_model(), tmp_path / "answers")
+    with pytest.raises(ModelError, match="task_type = 'CAUSAL_LM': is the adapter of a language model, which"):
+        load_adapter(as_classifier(make_model(), LABELS), tmp_path / "writes")
+    with pytest.raises(ModelError, match=r"score\.weight is float32 \(3, 16\), wanted float32 \(2, 16\)"):
+        load_adapter(as_classifier(make_model(), LABELS[:2]), tmp_path / "answers")
+    rnn = RNN(RNNShape(VOCABULARY, context=16, n_layer=1, n_embd=16, n_hidden=16))
+    with pytest.raises(ModelError, match="writes: is the adapter of a GPT, and its base is an RNN"):
+        load_adapter(rnn, tmp_path / "writes")
+    with pytest.raises(ValueError, match="no adapter to save"):
+        save_adapter(rnn, tmp_path, base="x")
 
 
 def test_folders_are_told_apart(tmp_path: Path) -> None:
@@ -235,7 +338,7 @@ def test_the_adapter_of_another_size_is_refused_and_the_list_is_cut(tmp_path: Pa
     [
         ({"peft_type": "IA3"}, r"peft_type = 'IA3': this LoRA can only do 'LORA'"),
         ({"peft_type": None}, r"peft_type = None"),
-        ({"task_type": "SEQ_CLS"}, r"task_type = 'SEQ_CLS': this LoRA can only do 'CAUSAL_LM' or None"),
+        ({"task_type": "TOKEN_CLS"}, r"task_type = 'TOKEN_CLS': this LoRA can only do 'CAUSAL_LM' or 'SEQ_CLS'"),
         ({"use_dora": True}, r"use_dora = True: is a variant of LoRA that there is not here"),
         ({"rank_pattern": {"c_attn": 4}}, r"rank_pattern = \{'c_attn': 4\}: is a variant"),
         ({"alpha_pattern": {"c_attn": 4}}, r"alpha_pattern = "),

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gptlab.model import head
+from gptlab.model.distilled_head import summed_distillation
 
 ROWS, TIME, WIDTH, VOCABULARY = 3, 7, 5, 11
 
@@ -160,7 +161,13 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("function", [head.summed_cross_entropy, head.target_log_probs])
+def distillation(hidden, weight, targets, positions):
+    """Of a wider teacher."""
+    teacher = torch.randn(*hidden.shape[:2], 12), torch.randn(len(weight), 12)
+    return summed_distillation(hidden, weight, *teacher, targets, positions, alpha=0.5, temperature=2.0)[0]
+
+
+@pytest.mark.parametrize("function", [head.summed_cross_entropy, head.target_log_probs, distillation])
 def test_no_vocabulary_sized_tensor_per_position_is_held(function, monkeypatch):
     rows, time, width, vocabulary = 4, 64, 8, 1000
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", 16 * vocabulary)

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptlab.errors import ModelError
+from gptlab.model.classifier import GPTClassifier
 from gptlab.model.gpt import GPT, GPTShape
-from gptlab.model.huggingface import load_model, read_shape, save_model, shape_from_config, write_tensors
+from gptlab.model.huggingface import load_model, read_labels, read_shape, save_model, shape_from_config, write_tensors
 
 
 def make_model(tie_head: bool = True, **changes: Any) -> GPT:
@@ -231,6 +232,57 @@ def test_what_the_model_cannot_do_is_refused_by_name(tmp_path: Path, fields: dic
     save_model(make_model(), tmp_path)
     set_config(tmp_path, **fields)
     with pytest.raises(ModelError, match=rf"config\.json: .*{message}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_a_classifier_round_trip_changes_no_bit(tmp_path: Path, tie_head: bool) -> None:
+    torch.manual_seed(0)
+    model = GPTClassifier(GPTShape(61, 20, 2, 2, 16, tie_head=tie_head), ("b", "a", "c"))
+    save_model(model, tmp_path, eos_id=60)
+    again = load_model(tmp_path)
+    assert isinstance(again, GPTClassifier)
+    assert again.labels == read_labels(tmp_path) == ("b", "a", "c")
+    assert_same(model, again)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["score.weight"].shape == (3, 16)
+    assert "lm_head.weight" not in stored
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["GPT2ForSequenceClassification"]
+    assert config["id2label"] == {"0": "b", "1": "a", "2": "c"}
+    assert config["label2id"] == {"b": 0, "a": 1, "c": 2}
+    assert (config["pad_token_id"], config["eos_token_id"]) == (60, 60)
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"problem_type": "regression"}, "problem_type = 'regression': this GPT-2 can only do None or 'single_label"),
+        ({"problem_type": "multi_label_classification"}, "problem_type = 'multi_label_classification'"),
+        ({"id2label": {"0": "LABEL_0"}}, r"id2label: labels = \['LABEL_0'\]: a classifier has two .*a regression's"),
+        ({"id2label": None, "num_labels": 1}, r"labels = \['LABEL_0'\]: a classifier has two or more"),
+        ({"id2label": None, "num_labels": "3"}, "num_labels = '3': a whole number is wanted"),
+        ({"id2label": {"0": "a", "1": "a"}}, r"labels = \['a', 'a'\]: a classifier has two or more, each once"),
+        ({"id2label": {"1": "a", "2": "b"}}, r"id2label = \{.*\}: a name for each id is wanted, from 0 on"),
+        ({"id2label": ["a", "b"]}, r"id2label = \['a', 'b'\]: a name for each id"),
+    ],
+)
+def test_a_head_that_chooses_no_class_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    save_model(GPTClassifier(GPTShape(61, 20, 2, 2, 16), ("a", "b")), tmp_path)
+    set_config(tmp_path, **fields)
+    for read in (load_model, read_labels):
+        with pytest.raises(ModelError, match=rf"config\.json: .*{message}"):
+            read(tmp_path)
+
+
+def test_a_head_of_other_classes_than_the_config_has_is_named(tmp_path: Path) -> None:
+    save_model(GPTClassifier(GPTShape(61, 20, 2, 2, 16), ("a", "b")), tmp_path)
+    set_config(tmp_path, id2label={"0": "a", "1": "b", "2": "c"})
+    with pytest.raises(ModelError, match=r"score\.weight is float32 \(2, 16\), wanted float32 \(3, 16\)"):
+        load_model(tmp_path)
+    set_config(tmp_path, architectures=["GPT2LMHeadModel"])
+    with pytest.raises(ModelError, match=r"unexpected score\.weight"):
         load_model(tmp_path)
 
 

@@ -20,6 +20,7 @@ from gptlab.generation.decoder import Decoder
 from gptlab.kernels import linear
 from gptlab.kernels.layers import fast_layers
 from gptlab.model.build import SIZES
+from gptlab.model.classifier import GPTClassifier, RNNClassifier, as_classifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.head import summed_cross_entropy, target_log_probs
 from gptlab.model.lora import (
@@ -32,6 +33,7 @@ from gptlab.model.lora import (
     train_new_rows,
     trainable_counts,
 )
+from gptlab.model.rnn import RNN, RNNShape
 from gptlab.settings import build
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
 
@@ -435,6 +437,54 @@ def test_names_that_do_not_fit_are_refused(changes: dict[str, Any], message: str
 def test_a_second_adapter_is_refused() -> None:
     with pytest.raises(UserError, match=r"has an adapter already: merge_lora\(model\) first"):
         add_lora(make_adapted(), LoraSettings())
+
+
+@pytest.mark.parametrize("settings", [LoraSettings(), LoraSettings(also_train=("biases", "score"))])
+def test_the_head_of_a_classifier_is_always_learned(settings: LoraSettings) -> None:
+    model = as_classifier(make_model(), ("a", "b"))
+    add_lora(model, settings)
+    randomize(model)
+    model.classify(model(some_tokens())[:, -1]).sum().backward()
+    found = gradients(model)
+    assert found.keys() == trainable(model)
+    assert found["score.weight"].shape == (2, 16)
+    assert trainable_counts(model)["head"] == 32
+    merge_lora(model)
+    assert type(model) is GPTClassifier
+    assert [type(module) for module in model.modules()] == [
+        type(module) for module in as_classifier(make_model(), ("a", "b")).modules()
+    ]
+
+
+def test_a_head_can_be_put_on_an_adapted_body() -> None:
+    model = as_classifier(make_adapted(), ("a", "b"))
+    assert lora_settings(model) == LoraSettings(rank=3)
+    assert {name for name in trainable(model) if ".lora_" not in name} == {"score.weight"}
+
+
+@tied
+def test_a_classifier_learns_the_new_rows_of_its_only_table(tie_head: bool) -> None:
+    model = as_classifier(make_model(tie_head=tie_head), ("a", "b"))
+    add_lora(model, LoraSettings(rank=3))
+    train_new_rows(model, VOCABULARY - 3)
+    tokens = some_tokens()
+    tokens[:, -1] = VOCABULARY - 1
+    model.classify(model(tokens)[:, -1]).sum().backward()
+    assert gradients(model)["wte.rows"].shape == (3, 16)
+    assert trainable_counts(model)["embeddings"] == 3 * 16
+    merge_lora(model)
+    assert isinstance(model.wte, nn.Embedding)
+
+
+@pytest.mark.parametrize("labels", [None, ("a", "b")])
+def test_an_rnn_is_refused_by_name(labels: tuple[str, ...] | None) -> None:
+    shape = RNNShape(VOCABULARY, context=CONTEXT, n_layer=1, n_embd=16, n_hidden=16, cell="gru")
+    model = RNN(shape) if labels is None else RNNClassifier(shape, labels)
+    with pytest.raises(UserError, match=r"lora: the model is an RNN \(gru\), and adapters .*leave \[lora\] out"):
+        add_lora(model, LoraSettings())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    merge_lora(model)
+    assert lora_settings(model) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,7 +18,18 @@ import pytest
 import torch
 
 from gptlab.errors import ModelError
-from gptlab.model.weights import drain, read_folder, read_pickle, start_at_mean
+from gptlab.model.cache import KeyValueCache
+from gptlab.model.classifier import GPTClassifier
+from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.weights import (
+    drain,
+    every_second,
+    extend_vocabulary,
+    keep_layers,
+    read_folder,
+    read_pickle,
+    start_at_mean,
+)
 
 
 class Evil:
@@ -137,3 +149,66 @@ def test_new_rows_are_the_mean_of_the_old(dtype: torch.dtype) -> None:
     again = table.clone()
     start_at_mean(table, 3000)
     assert torch.equal(table, again)
+
+
+DEEP = GPTShape(vocab_size=61, context=16, n_layer=5, n_head=2, n_embd=16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_a_shallower_model_has_copies_of_the_layers_that_are_kept(tie_head: bool) -> None:
+    torch.manual_seed(0)
+    deep = GPT(dataclasses.replace(DEEP, tie_head=tie_head)).double()
+    shallow = keep_layers(deep, [1, 4])
+    assert shallow.shape == dataclasses.replace(deep.shape, n_layer=2)
+    assert (shallow.head_weight is shallow.wte.weight) == tie_head
+    wanted = GPT(shallow.shape).double()
+    assert wanted.state_dict().keys() == shallow.state_dict().keys()
+    wanted.load_state_dict({
+        name.replace("h.4.", "h.1.") if "h.4." in name else name.replace("h.1.", "h.0."): tensor
+        for name, tensor in deep.state_dict().items()
+        if not name.startswith(("h.0.", "h.2.", "h.3."))
+    })  # fmt: skip
+    tokens = torch.arange(32).reshape(2, 16)
+    assert torch.equal(shallow.logits(shallow(tokens)), wanted.logits(wanted(tokens)))
+    cache = KeyValueCache(shallow.shape, 2, device=torch.device("cpu"), dtype=torch.float64)  # has room for two layers
+    torch.testing.assert_close(shallow(tokens, cache), wanted(tokens))
+    before = deep.wte.weight.clone()
+    for parameter in shallow.parameters():
+        parameter.add_(1)
+    assert torch.equal(deep.wte.weight, before)
+    assert deep.shape.n_layer == len(deep.h) == 5
+    assert [block.attn.layer for block in deep.h] == [0, 1, 2, 3, 4]
+
+
+def test_a_classifier_keeps_its_head() -> None:
+    torch.manual_seed(0)
+    deep = GPTClassifier(DEEP, ("a", "b"))
+    shallow = keep_layers(deep, every_second(5))
+    assert isinstance(shallow, GPTClassifier)
+    assert shallow.labels == ("a", "b")
+    assert torch.equal(shallow.score.weight, deep.score.weight)
+    assert len(shallow.h) == 3
+
+
+@pytest.mark.parametrize("layers", [(), (5,), (-1, 2), (2, 1), (1, 1)])
+def test_layers_that_there_are_not_are_named(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=r"layers \[.*\]: the model has 5 layers; wanted are some of 0 to 4, asc"):
+        keep_layers(GPT(DEEP), layers)
+
+
+def test_every_second_layer_is_one_of_two() -> None:
+    assert every_second(12) == (0, 2, 4, 6, 8, 10)
+    assert every_second(1) == (0,)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_the_vocabulary_of_a_classifier_is_extended_too(tie_head: bool) -> None:
+    torch.manual_seed(0)
+    model = GPTClassifier(dataclasses.replace(DEEP, tie_head=tie_head), ("a", "b")).eval()
+    before, hidden = model.wte.weight.clone(), model(torch.arange(16)[None])
+    extend_vocabulary(model, 64)
+    assert model.shape.vocab_size == model.wte.num_embeddings == 64
+    torch.testing.assert_close(model.wte.weight, torch.cat([before, before.mean(0).expand(3, 16)]))
+    assert torch.equal(model(torch.arange(16)[None]), hidden)

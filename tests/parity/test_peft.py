@@ -10,9 +10,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
-from gptlab.model.adapter import NEW_ROWS, adapter_base, adapter_vocab_size, load_adapter, save_adapter
+from gptlab.model.adapter import (
+    NEW_ROWS,
+    adapter_base,
+    adapter_labels,
+    adapter_vocab_size,
+    load_adapter,
+    save_adapter,
+)
+from gptlab.model.classifier import GPTClassifier, as_classifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import CONV1D, load_model, save_model
 from gptlab.model.lora import LoraSettings, add_lora, lora_settings, merge_lora, train_new_rows, trainable_counts
@@ -100,11 +113,11 @@ def gradients_of_peft(model: PeftModel) -> dict[str, Tensor]:
 def assert_equal(ours: GPT, theirs: PeftModel) -> None:
     """Logits, what is learned, and its gradients, to 1e-6 (in float64)."""
     tokens = some_tokens(ours.shape.vocab_size)
-    logits, their_logits = ours.logits(ours(tokens)), theirs(tokens).logits
-    assert logits.std() > 0.1
+    logits, their_logits = logits_of(ours, tokens), theirs(tokens).logits
+    assert logits.std() > 0.05
     torch.testing.assert_close(logits, their_logits, atol=1e-6, rtol=0)
     for some_logits in (logits, their_logits):
-        F.cross_entropy(some_logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        loss_of(some_logits, tokens).backward()
     gradients = gradients_of_peft(theirs)
     assert gradients.keys() == {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
     for name, parameter in ours.named_parameters():
@@ -117,11 +130,23 @@ def assert_equal(ours: GPT, theirs: PeftModel) -> None:
         )
 
 
+def logits_of(model: GPT, tokens: Tensor) -> Tensor:
+    """(rows, time, vocabulary), or of a classifier (rows, classes)."""
+    hidden = model(tokens)
+    return model.classify(hidden[:, -1]) if isinstance(model, GPTClassifier) else model.logits(hidden)
+
+
+def loss_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    if logits.dim() == 2:
+        return F.cross_entropy(logits, torch.arange(len(tokens)) % logits.shape[1])
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
 def assert_merges_to(ours: GPT, theirs: PeftModel) -> None:
     merge_lora(ours)
     merged = theirs.merge_and_unload().state_dict()
     for name, parameter in ours.named_parameters():
-        other = merged[name if name.startswith("lm_head") else f"transformer.{name}"]
+        other = merged[name if name.startswith(("lm_head", "score")) else f"transformer.{name}"]
         torch.testing.assert_close(parameter, other.t() if name.endswith(CONV1D) else other, atol=1e-6, rtol=0)
 
 
@@ -277,3 +302,90 @@ def make_peft(folder: Path, tie_head: bool = True, vocab_size: int | None = None
 
 def load_double(folder: Path, **changes: Any) -> GPT:
     return load_model(folder / "base", **changes).double()
+
+
+# Classifiers. The base is the language model of before; the classes are in the adapter alone.
+
+CLASSES = ("against", "for", "neither")
+
+
+def adapted_classifier(settings: LoraSettings, tie_head: bool = True, new_rows: int = 0) -> GPTClassifier:
+    model = as_classifier(make_model(tie_head), CLASSES)
+    assert isinstance(model, GPTClassifier)
+    add_lora(model, settings)
+    if new_rows:
+        train_new_rows(model, SHAPE["vocab_size"] - new_rows)
+    randomize(model)
+    return model
+
+
+def peft_classifier_base(folder: Path, tie_head: bool = True) -> GPT2ForSequenceClassification:
+    """The base of `make_model` with a new head, as transformers makes it of a language model."""
+    if not folder.exists():
+        save_model(make_model(tie_head), folder, eos_id=SHAPE["vocab_size"] - 1)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=torch.float64).eval()
+    model.config.pad_token_id = 0  # no row of `some_tokens` ends in it
+    return model
+
+
+def without_warnings(call: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return call()
+
+
+@with_settings
+@with_tie
+def test_peft_reads_our_classifier(tmp_path: Path, settings: dict[str, Any], tie_head: bool) -> None:
+    model = adapted_classifier(LoraSettings(**settings), tie_head)
+    save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"))
+    base = peft_classifier_base(tmp_path / "base", tie_head)
+    theirs = without_warnings(lambda: PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True))
+    assert theirs.get_nb_trainable_parameters()[0] == trainable_counts(model)["trainable"]
+    assert_equal(model, theirs)
+    assert_merges_to(model, theirs)
+
+
+def test_peft_reads_the_new_rows_of_our_classifier(tmp_path: Path) -> None:
+    model = adapted_classifier(LoraSettings(also_train=("layer_norms",)), new_rows=3)
+    save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"))
+    base = peft_classifier_base(tmp_path / "base")
+    theirs = without_warnings(lambda: PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True))
+    assert_equal(model, theirs)
+    assert_merges_to(model, theirs)
+
+
+PEFT_CLASSIFIER_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **{name: PEFT_CASES[name] for name in ("default", "all linear", "a pattern", "biases", "layer norms", "both")},
+    "the head by its name": ({"modules_to_save": ["score"]}, {"targets": ("c_attn",)}),
+    "embedding": ({"modules_to_save": ["wte", "score"]}, {"targets": ("c_attn",), "also_train": ("wte",)}),
+}
+
+
+@pytest.mark.parametrize(("config", "settings"), PEFT_CLASSIFIER_CASES.values(), ids=PEFT_CLASSIFIER_CASES.keys())
+@with_tie
+def test_we_read_peft_s_classifier(
+    tmp_path: Path, config: dict[str, Any], settings: dict[str, Any], tie_head: bool
+) -> None:
+    """Its classes have no names: they are numbered, as transformers numbers them."""
+    base = peft_classifier_base(tmp_path / "base", tie_head)
+    torch.manual_seed(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = {"target_modules": ["c_attn"], "r": 4, "fan_in_fan_out": True, **config}
+        theirs = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", **config)).eval()
+        randomize(theirs)
+        theirs.save_pretrained(tmp_path / "adapter")
+    labels = adapter_labels(tmp_path / "adapter")
+    assert labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    model = as_classifier(load_double(tmp_path), labels)
+    load_adapter(model, tmp_path / "adapter")
+    found = lora_settings(model)
+    assert found is not None
+    if config["target_modules"] == "all-linear":
+        assert len(found.targets) == 8
+        found = found.model_copy(update={"targets": LoraSettings().targets})
+    assert found == LoraSettings(rank=4, **{"alpha": 8, **settings})
+    assert isinstance(model, GPTClassifier)
+    assert_equal(model.eval(), theirs)
+    assert_merges_to(model, theirs)

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gptlab.report.plots import PAGE_COLOURS, draw_plots, points, smooth
+from gptlab.report.drawing import PAGE_COLOURS, points, smooth
+from gptlab.report.plots import draw_plots
 
 STEPS = [
     {"event": "step", "step": n, "loss": 3 + 7 / n, "learning_rate": 1e-3, "gradient_norm": 1.0}
@@ -79,7 +80,8 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     """No global figures, no display, no settings changed: it may be called in anybody's notebook."""
     code = f"""
 import sys, pathlib, matplotlib
-from gptlab.report.plots import STYLE, draw_plots
+from gptlab.report.drawing import STYLE
+from gptlab.report.plots import draw_plots
 before = [matplotlib.rcParams[key] for key in STYLE]
 draw_plots({STEPS!r}, pathlib.Path({str(tmp_path)!r}))
 assert [matplotlib.rcParams[key] for key in STYLE] == before

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from gptlab.errors import CheckpointError
+from gptlab.model.classifier import as_classifier, labels_of
+from gptlab.model.folder import load_model
 from gptlab.model.gpt import GPT
-from gptlab.model.huggingface import load_model
+from gptlab.model.lora import LoraSettings, add_lora, freeze_body
+from gptlab.model.rnn import RNN, RNNShape
 from gptlab.run.checkpoint import (
     TrainingState,
     checkpoint_bytes,
@@ -78,6 +81,46 @@ def test_transformers_reads_a_checkpoint(folder: Path, model: GPT, tokenizer: To
     with torch.no_grad():
         ours = model.eval().logits(model(torch.tensor([ids])))
         torch.testing.assert_close(theirs(torch.tensor([ids])).logits, ours, atol=1e-5, rtol=0)
+
+
+def test_transformers_reads_a_classifier_s_checkpoint(tmp_path: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """A batch too: the checkpoint says what it is padded with."""
+    classifier = as_classifier(model, ("no", "yes")).eval()
+    save_checkpoint(tmp_path / "c", classifier, tokenizer, None)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
+    assert theirs.config.pad_token_id == tokenizer.eos_id
+    short, long = (tokenizer.encode(text) for text in ("the dog", "the dog sat on a hat"))
+    rows = torch.tensor([short + [tokenizer.eos_id] * (len(long) - len(short)), long])
+    last = torch.tensor([len(short), len(long)]) - 1
+    with torch.no_grad():
+        ours = classifier.classify(classifier(rows)[torch.arange(2), last])
+        torch.testing.assert_close(theirs(rows).logits, ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("labels", [None, ("no", "yes")])
+def test_an_rnn_s_checkpoint_comes_back(
+    tmp_path: Path, tokenizer: Tokenizer, state_at: StateAt, labels: tuple[str, ...] | None
+) -> None:
+    model = RNN(RNNShape(tokenizer.vocab_size, context=16, n_layer=1, n_embd=16, n_hidden=16))
+    model = model if labels is None else as_classifier(model, labels)
+    save_checkpoint(tmp_path / "c", model, tokenizer, state_at(5))
+    verify_folder(tmp_path / "c")
+    again = load_model(tmp_path / "c")
+    assert labels_of(again) == labels
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert load_state(tmp_path / "c").step == 5
+
+
+def test_room_is_asked_for_what_is_written(model: GPT, tokenizer: Tokenizer) -> None:
+    """Of an adapted model what is learned, of one whose head alone is learned everything."""
+    rest = 100 * tokenizer.vocab_size + 100_000
+    classifier = as_classifier(model, ("no", "yes"))
+    whole = sum(parameter.nbytes for parameter in classifier.parameters())
+    assert checkpoint_bytes(classifier, None) == whole + rest
+    freeze_body(classifier)
+    assert checkpoint_bytes(classifier, None) == whole + rest
+    add_lora(classifier, LoraSettings(rank=1, targets=("attn.c_attn",)))
+    assert checkpoint_bytes(classifier, None) == 4 * (16 + 48 + 2 * 16) + rest
 
 
 def test_the_predicted_size_is_enough_and_not_far_off(folder: Path, model: GPT, state_at: StateAt) -> None:

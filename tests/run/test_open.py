@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from gptlab.errors import CheckpointError, DeviceError, ModelError, RunError, TokenizerError
+from gptlab.errors import CheckpointError, DeviceError, ModelError, RunError, TokenizerError, UserError
+from gptlab.model.adapter import save_adapter
+from gptlab.model.classifier import GPTClassifier, RNNClassifier, as_classifier
+from gptlab.model.folder import save_model
 from gptlab.model.gpt import GPT
-from gptlab.model.huggingface import save_model
-from gptlab.run.checkpoint import TrainingState
-from gptlab.run.open import find_model, open_model
+from gptlab.model.lora import LoraSettings, add_lora, freeze_body
+from gptlab.model.rnn import RNN, RNNShape
+from gptlab.run.base import weights_fingerprint
+from gptlab.run.checkpoint import Base, TrainingState
+from gptlab.run.open import find_model, load_weights, open_model
 from gptlab.run.run import Run
 from gptlab.text.tokenizer import Tokenizer
 
@@ -126,6 +131,132 @@ def test_a_tokenizer_larger_than_the_model_is_refused(plain: Path, tokenizer: To
         open_model(str(plain), device="cpu")
 
 
+LABELS = ("no", "yes", "perhaps")
+
+
+def make_rnn(tokenizer: Tokenizer, labels: tuple[str, ...] | None = None) -> Any:
+    torch.manual_seed(0)
+    model = RNN(RNNShape(tokenizer.vocab_size, context=16, n_layer=2, n_embd=16, n_hidden=16))
+    return model if labels is None else as_classifier(model, labels)
+
+
+def saved(model: Any, tokenizer: Tokenizer, name: str) -> Path:
+    save_model(model, Path("models") / name, eos_id=tokenizer.eos_id)
+    tokenizer.save(Path("models") / name)
+    return Path("models") / name
+
+
+def adapted(base: Path, labels: tuple[str, ...] | None = None) -> Any:
+    """A model with an adapter that has learned something, over the one in `base`."""
+    model: Any = load_weights(base)
+    model = model if labels is None else as_classifier(model, labels)
+    add_lora(model, LoraSettings(rank=2, also_train=("layer_norms",)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@torch.no_grad()
+def answers(model: Any) -> torch.Tensor:
+    return model.classify(model(torch.arange(24).reshape(2, 12))[:, -1])
+
+
+@torch.no_grad()
+def test_an_rnn_opens_as_a_gpt_does(tokenizer: Tokenizer) -> None:
+    model = make_rnn(tokenizer).eval()
+    opened = open_model(saved(model, tokenizer, "rnn"), device="cpu", task="language")
+    assert type(opened.model) is RNN
+    assert not opened.model.training
+    assert opened.labels is None
+    tokens = torch.arange(12)[None]
+    assert torch.equal(opened.model.logits(opened.model(tokens)), model.logits(model(tokens)))
+
+
+@pytest.mark.parametrize("kind", [GPTClassifier, RNNClassifier])
+def test_a_classifier_opens_with_its_labels(model: GPT, tokenizer: Tokenizer, kind: type) -> None:
+    classifier = as_classifier(model, LABELS) if kind is GPTClassifier else make_rnn(tokenizer, LABELS)
+    opened = open_model(saved(classifier, tokenizer, "answers"), device="cpu", task="classification")
+    assert type(opened.model) is kind
+    assert opened.labels == LABELS
+    assert torch.equal(answers(opened.model), answers(classifier.eval()))
+
+
+def test_a_model_of_the_other_kind_is_refused_with_the_verb_for_it(
+    plain: Path, model: GPT, tokenizer: Tokenizer
+) -> None:
+    classifier = saved(as_classifier(model, LABELS), tokenizer, "answers")
+    (classifier / "model.safetensors").unlink()  # no weights are read
+    with pytest.raises(
+        UserError, match="answers: is a classifier of 3 classes and writes no text; gptlab classify models/answers TEXT"
+    ):
+        open_model(classifier, device="cpu", task="language")
+    (plain / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match="plain: is a language model and has no classes; gptlab generate models/plain PROMPT"
+    ):
+        open_model(plain, device="cpu", task="classification")
+
+
+def test_a_classifier_learned_by_lora_opens_merged_into_its_base(plain: Path, tokenizer: Tokenizer) -> None:
+    """The base is a language model; its output layer is left behind."""
+    model = adapted(plain, LABELS)
+    run = Run.create(Path("runs/lora"), {"name": "lora"}, {})
+    base = Base(str(plain.absolute()), plain, weights_fingerprint(plain), context=12)
+    folder = run.save_checkpoint(1, model, tokenizer, TrainingState(1, {}, {}, {}), keep=1, best=True, base=base)
+    assert {"adapter_model.safetensors", "labels.json", "tokenizer.json"} < {path.name for path in folder.iterdir()}
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    opened = open_model("lora", device="cpu", task="classification")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert type(opened.model) is GPTClassifier
+    assert opened.labels == LABELS
+    assert opened.model.shape.context == 12
+    torch.testing.assert_close(answers(opened.model), answers(model), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="gptlab classify lora TEXT"):
+        open_model("lora", device="cpu", task="language")
+    again = load_weights(folder, merged=False).eval()
+    assert torch.equal(answers(again), answers(model))
+
+
+def test_a_base_that_is_a_classifier_lends_its_body(model: GPT, tokenizer: Tokenizer) -> None:
+    base = saved(as_classifier(model, ("a", "b")), tokenizer, "answers")
+    for number, labels in enumerate((("a", "b"), LABELS)):
+        learned = adapted(base, labels)
+        run = Run.create(Path(f"runs/lora-{number}"), {"name": "lora"}, {})
+        found = Base(str(base.absolute()), base, weights_fingerprint(base), context=16)
+        run.save_checkpoint(1, learned, tokenizer, TrainingState(1, {}, {}, {}), keep=1, best=True, base=found)
+        opened = open_model(f"lora-{number}", device="cpu")
+        assert opened.labels == labels
+        torch.testing.assert_close(answers(opened.model), answers(learned), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_over_an_rnn_is_refused(plain: Path, tokenizer: Tokenizer) -> None:
+    model = adapted(plain)
+    rnn = saved(make_rnn(tokenizer), tokenizer, "rnn")
+    run = Run.create(Path("runs/lora"), {"name": "lora"}, {})
+    base = Base(str(rnn.absolute()), rnn, weights_fingerprint(rnn), context=16)
+    run.save_checkpoint(1, model, tokenizer, TrainingState(1, {}, {}, {}), keep=1, best=True, base=base)
+    with pytest.raises(ModelError, match="is the adapter of a GPT, and its base is an RNN"):
+        open_model("lora", device="cpu")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_classifier_s_run_opens(
+    model: GPT, tokenizer: Tokenizer, state_at: Callable[[int], TrainingState], frozen: bool
+) -> None:
+    """Also where only the head was learned: a checkpoint holds the whole model."""
+    for number, classifier in enumerate((as_classifier(model, LABELS), make_rnn(tokenizer, LABELS))):
+        if frozen:
+            freeze_body(classifier)
+        run = Run.create(Path(f"runs/classes-{number}"), {"name": "classes"}, {})
+        run.save_checkpoint(1, classifier, tokenizer, state_at(1), keep=1, best=True)
+        opened = open_model(f"classes-{number}", device="cpu")
+        assert opened.labels == LABELS
+        assert torch.equal(answers(opened.model), answers(classifier.eval()))
+
+
 # The hub, served on 127.0.0.1. huggingface_hub reads its environment when it is imported: hence a process.
 
 OPEN = """
@@ -165,6 +296,19 @@ def test_a_name_on_the_hub_opens(
     asked = [request for request in hub.requests if "resolve" in request]
     assert any("pytorch_model.bin" in request for request in asked) == pickled
     assert not any("onnx" in request for request in asked)
+
+
+def test_an_adapter_of_a_classifier_comes_from_the_hub_with_its_labels(
+    hub: Any, hub_environment: dict[str, str], plain: Path, tokenizer: Tokenizer
+) -> None:
+    folder = hub.folder / "models" / "acme" / "answers"
+    save_adapter(adapted(plain, LABELS), folder, base=str(plain.absolute()))
+    tokenizer.save(folder)
+    script = OPEN.replace("opened.model.wte.weight.sum().item()", "*opened.labels")
+    done = subprocess.run(
+        [sys.executable, "-c", script, "acme/answers"], env=hub_environment, text=True, capture_output=True, check=True
+    )
+    assert done.stdout.strip() == f"acme/answers {tokenizer.fingerprint} no yes perhaps"
 
 
 def test_what_is_nowhere_is_said(hub: Any, hub_environment: dict[str, str], run: Run) -> None:

@@ -146,3 +146,24 @@ def test_a_long_run_logs_means_over_the_steps_between_its_lines(monkeypatch):
     losses = [record["loss"] for record in every.records]
     assert [record["loss"] for record in some.records] == pytest.approx(np.mean(np.reshape(losses, (4, 3)), axis=1))
     assert [record["tokens"] for record in some.records] == [3 * 64, 6 * 64, 9 * 64, 12 * 64]
+
+
+class Counting(LanguageObjective):
+    """It also counts, for each token, how often it is wanted; what it reports of that is no mean."""
+
+    def __call__(self, model, batch):
+        return {**super().__call__(model, batch), "wanted": torch.bincount(batch.targets.flatten(), minlength=17)}
+
+    def metrics(self, sums, weight):
+        return {**super().metrics(sums, weight), "rarest": min(sums["wanted"])}
+
+
+@pytest.mark.parametrize("micro", [8, 3])
+def test_counts_reach_the_metrics_summed_over_the_steps_of_a_line(monkeypatch, micro):
+    from gptlab.training import loop
+
+    monkeypatch.setattr(loop, "LOGGED_STEPS", 1)
+    _, watcher, _ = run(Counting(), steps=5, micro=micro)
+    wanted = np.bincount(Rows().ids[:, 1:].flatten(), minlength=17)  # five steps of 8 rows are all 40
+    assert [record["rarest"] for record in watcher.records] == [wanted.min()]
+    assert "wanted" not in watcher.records[0]

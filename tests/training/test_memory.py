@@ -22,7 +22,7 @@ def predicted(rows, *, batch=8, kind="adamw", shape=SHAPE, checkpointing=False, 
 
     settings = OptimizerSettings(kind=kind)
     return predict_peak_bytes(
-        make_model, LanguageObjective(), settings, precision=precision, micro_batch_size=rows, batch_size=batch,
+        make_model, LanguageObjective, settings, precision=precision, micro_batch_size=rows, batch_size=batch,
         context=shape.context,
     )  # fmt: skip
 

@@ -131,7 +131,7 @@ def test_8_bits_are_counted_by_the_trace_as_by_the_step():
             gradients(engine, full_batch(1, 4))
             descend(engine)
     predicted = predict_peak_bytes(
-        lambda: GPT(WIDE), LanguageObjective(), settings, precision=float32, micro_batch_size=1, batch_size=1, context=4
+        lambda: GPT(WIDE), LanguageObjective, settings, precision=float32, micro_batch_size=1, batch_size=1, context=4
     )
     assert predicted == pytest.approx(storages.peak, rel=0.01)
 

@@ -98,7 +98,7 @@ def _open(
     from gptlab.run.open import open_model
 
     with err.status(f"opening {name}"):
-        opened = open_model(name, device=device, runs=runs, checkpoint=which)
+        opened = open_model(name, device=device, runs=runs, checkpoint=which, task="language")
         tokenizer = opened.require_tokenizer()
         decoder = Decoder(opened.model, precision)
     if decoder.reason and precision != "float32":

@@ -1,30 +1,42 @@
-"""`gptlab evaluate`: a model's scores on held-out text or dialogues."""
+"""`gptlab evaluate`: a model's scores on held-out text, dialogues or labels, or on a published test."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from gptlab.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gptlab.data.splitting import Split
     from gptlab.device import PrecisionName
+
+MANY_ROWS = 20
+"""Longer tables are left to --json."""
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a run under --runs, or a name on the hub.")],
     on: Annotated[
         str | None,
-        typer.Option(metavar="RECIPE|KIND:PATH", help="corpus:FILE, dialogues:FILE, a recipe; else a run's own."),
+        typer.Option(
+            metavar="RECIPE|KIND:PATH",
+            help="corpus:FILE, dialogues:FILE, labels:FILE, blimp, lambada, hellaswag, a recipe; else a run's own.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Of a recipe: validation, test or train.")] = "validation",
     answers: Annotated[int, typer.Option(min=0, help="Of dialogues: so many questions are answered.")] = 40,
     reward: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A reward model, or default: it scores forty answers.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of a classifier: what it says of each text, .csv .tsv .jsonl.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
     checkpoint: Annotated[
@@ -35,25 +47,65 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same answers.")] = 0,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are.")] = Path("runs"),
 ) -> None:
-    """Loss and perplexity, per token and per word; of a dialogue model also what its answers are like."""
+    """Loss and perplexity, per token and per word; of a dialogue model also what its answers are like.
+
+    Of a classifier accuracy, Matthews' correlation and F1, with 95 % intervals, by class, and what was taken for what.
+    """
     if split not in ("train", "validation", "test"):
         raise UserError(f"--split {split}: wanted validation, test or train")
     from gptlab import lab
     from gptlab.run.open import parse_checkpoint
     from gptlab.training.progress import Progress, make_progress
 
+    progress = Progress() if as_json else make_progress()
     found = lab.evaluate(
-        model, on=on, split=cast("Split", split), answers=answers, reward=reward,
+        model, on=on, split=cast("Split", split), answers=answers, reward=reward, predictions=predictions,
         checkpoint=parse_checkpoint(checkpoint), device=device, precision=cast("PrecisionName", precision),
-        seed=seed, runs=runs, progress=Progress() if as_json else make_progress(),
+        seed=seed, runs=runs, progress=progress,
     )  # fmt: skip
     if as_json:
         print(json.dumps({"metrics": found.metrics}))
         return
     typer.echo(f"{found.model} on {found.on}")
-    width = max(map(len, found.metrics))
-    for name, value in found.metrics.items():
-        words = f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4f}"
-        typer.echo(f"  {name:<{width}}  {words}")
+    lines = {name: _words(name, found.metrics) for name in found.metrics}
+    width = max(len(name) for name, words in lines.items() if words)
+    for name, words in lines.items():
+        if words:
+            typer.echo(f"  {name:<{width}}  {words}")
+    for title, columns, rows in _tables(found.metrics):
+        if len(rows) <= MANY_ROWS:
+            progress.table(title, columns, rows)
+        else:
+            typer.echo(f"{title}: {len(rows)} rows, which --json has")
     for each in found.answers[:3]:
         typer.echo(f"  {each.whole}")
+
+
+def _words(name: str, metrics: Mapping[str, Any]) -> str:
+    """A number or a name as it is printed, with its interval; "" for what belongs to another line or into a table."""
+    value = metrics[name]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping | list) or name.endswith(("_low", "_high")):
+        return ""
+    if f"{name}_low" in metrics:
+        return f"{_number(value)}  95 %: {_number(metrics[f'{name}_low'])} to {_number(metrics[f'{name}_high'])}"
+    return _number(value)
+
+
+def _number(value: float) -> str:
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) >= 10)
+    return f"{value:,.0f}" if whole else f"{value:.4f}"
+
+
+def _tables(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """(title, columns, rows) of the scores by class or by group, and of the confusion matrix."""
+    for name, groups in metrics.items():
+        if isinstance(groups, Mapping):
+            scores = {group: of if isinstance(of, Mapping) else {"accuracy": of} for group, of in groups.items()}
+            columns = ["", *next(iter(scores.values()))]
+            yield name.replace("_", " "), columns, [[group, *map(_number, of.values())] for group, of in scores.items()]
+    if "confusion" in metrics:
+        labels = list(metrics["per_class"])
+        rows = zip(labels, metrics["confusion"], strict=True)
+        yield "confusion", ["true \\ predicted", *labels], [[label, *map(_number, row)] for label, row in rows]

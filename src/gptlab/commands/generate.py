@@ -67,7 +67,7 @@ def generate(
     weights = check_precision(precision)  # before anything is loaded
     out, err = Console(highlight=False, markup=False), Console(stderr=True, highlight=False, markup=False)
     with err.status(f"opening {model}"):
-        opened = open_model(model, device=device, runs=runs, checkpoint=which)
+        opened = open_model(model, device=device, runs=runs, checkpoint=which, task="language")
         tokenizer = opened.require_tokenizer()
         decoder = Decoder(opened.model, weights)
     if decoder.reason and weights != "float32":  # who asks for a precision asks for speed

@@ -6,8 +6,8 @@ right; under causal attention padding reaches no real position, so training need
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +27,9 @@ class Batch:
     positions: (n,) int64, the flat indices of the supervised positions. They are found on the host, so
                that the head can select them on a GPU without waiting for it.
     rows:      (rows,) int64, which rows of the data these are
-    weight:    the number of items the objective's sums are over (here: supervised tokens)
+    weight:    the number of items the objective's sums are over: supervised tokens; texts, where a row's class stands
+               at its last token alone
+    values:    what was computed once for each row, by name: (rows, …)
     """
 
     tokens: Tensor
@@ -35,6 +37,7 @@ class Batch:
     positions: Tensor
     rows: Tensor
     weight: float
+    values: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -43,11 +46,13 @@ class Batch:
         """The batch on `device`; asynchronous from pinned memory."""
         if device.type == "cpu":
             return self
-        tokens, targets, positions = (
-            t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
-            for t in (self.tokens, self.targets, self.positions)
-        )
-        return Batch(tokens, targets, positions, self.rows, self.weight)
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+        tokens, targets, positions = there(self.tokens), there(self.targets), there(self.positions)
+        values = {name: there(value) for name, value in self.values.items()}
+        return Batch(tokens, targets, positions, self.rows, self.weight, values)
 
     def split(self, micro_batch_size: int) -> Iterator[Batch]:
         """Consecutive micro-batches of at most `micro_batch_size` rows, each cut to its own longest row. Rows that come
@@ -56,7 +61,8 @@ class Batch:
         for start in range(0, len(self), micro_batch_size):
             for length in _even_lengths(lengths[start : start + micro_batch_size]):
                 part = slice(start, start + length)
-                yield make_batch(self.tokens[part], self.targets[part], self.rows[part])
+                values = {name: value[part] for name, value in self.values.items()}
+                yield make_batch(self.tokens[part], self.targets[part], self.rows[part], values)
                 start += length
 
     def _lengths(self) -> np.ndarray:
@@ -65,8 +71,8 @@ class Batch:
         return np.where(supervised.any(axis=1), supervised.shape[1] - supervised[:, ::-1].argmax(axis=1), 1)
 
 
-def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor) -> Batch:
-    """A batch of (rows, time) tokens and targets whose weight is the supervised tokens.
+def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor, values: Mapping[str, Tensor] | None = None) -> Batch:
+    """A batch of (rows, time) tokens and targets whose weight is the supervised positions.
 
     Columns in which no row learns anything any more are cut off, but for a few: causal attention never looks there.
     """
@@ -75,7 +81,7 @@ def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor) -> Batch:
     time = -(-(int(learned[-1]) + 1 if len(learned) else 1) // COLUMNS) * COLUMNS
     tokens, targets, supervised = tokens[:, :time], targets[:, :time], supervised[:, :time]
     positions = supervised.reshape(-1).nonzero().squeeze(1)
-    return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, float(len(positions)))
+    return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, float(len(positions)), values or {})
 
 
 SPARED = 0.15
@@ -113,28 +119,28 @@ def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], numbers: Seque
 class Rows(Protocol):
     """What training and validation read: rows that can be had by number.
 
-    `epoch` matters to a training corpus alone, whose windows are shifted anew in each epoch.
-    """
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
-        """The rows with these numbers, (n,) int64, as one batch on the host."""
-        ...
-
-
-class TextRows(Rows, Protocol):
-    """Rows of text: what a language model is trained on and scored by.
-
-    context:    the length of the longest row
-    scored:     supervised tokens
-    text_bytes: UTF-8 bytes of the text that they stand for; words: separated by white space
+    context: the length of the longest row
+    scored:  the items that an objective's sums are over: supervised tokens, or texts
     """
 
     @property
     def context(self) -> int: ...
     @property
     def scored(self) -> int: ...
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
+        """The rows with these numbers, (n,) int64, as one batch on the host. `epoch` matters to a training corpus
+        alone, whose windows are shifted anew in each epoch."""
+        ...
+
+
+class TextRows(Rows, Protocol):
+    """Rows of text: what a language model is trained on and scored by.
+
+    text_bytes: UTF-8 bytes of the text that the supervised tokens stand for; words: separated by white space
+    """
+
     @property
     def text_bytes(self) -> int: ...
     @property
@@ -143,6 +149,21 @@ class TextRows(Rows, Protocol):
     def targets_array(self) -> np.ndarray:
         """The ids of all supervised tokens, (scored,), perhaps a memory map."""
         ...
+
+
+class ValuedRows:
+    """Rows with what was computed once for each of them: `values`, by name, (len(rows), …)."""
+
+    def __init__(self, rows: Rows, values: Mapping[str, Tensor]) -> None:
+        self.inner, self.values = rows, values
+        self.context, self.scored = rows.context, rows.scored
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
+        batch = self.inner.batch(rows, epoch)
+        return replace(batch, values={name: value[batch.rows] for name, value in self.values.items()})
 
 
 def steps_per_epoch(n_rows: int, batch_size: int) -> int:

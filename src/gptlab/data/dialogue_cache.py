@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from gptlab.data.dialogue_counts import DialogueCounts, check_counts
+from gptlab.data.dialogue_counts import DialogueCounts
 from gptlab.data.dialogue_preparing import DialoguePreparation
 from gptlab.data.locking import only_one
+from gptlab.data.row_counts import check_rows
 from gptlab.data.row_file import Header, RowFile
 from gptlab.data.splitting import Split
 from gptlab.data.token_writer import sync
@@ -76,7 +77,7 @@ def _make(folder: Path, preparation: DialoguePreparation) -> None:
     try:
         preparation.run(partial)
         table = preparation.table()
-        check_counts(table, preparation.shares.held)
+        check_rows(table, preparation.shares.held, "dialogues")
         headers = preparation.finish()
     except GptlabError:
         shutil.rmtree(partial)

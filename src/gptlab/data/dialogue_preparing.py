@@ -18,6 +18,8 @@ from gptlab.data.dialogue_counts import DialogueCounts, Tally
 from gptlab.data.dialogue_encoding import DialogueEncoder, Row
 from gptlab.data.dialogue_sources import DialogueSource
 from gptlab.data.digests import digest
+from gptlab.data.divided import Part
+from gptlab.data.places import bytes_total
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.row_file import Header, RowFileWriter
 from gptlab.data.splitting import HEAD_DOCUMENTS, Shares, Split
@@ -29,18 +31,10 @@ COUNT_SECONDS = 10.0
 """How long overlapping dialogues are counted on after the first, for the error's message."""
 
 
-class Part(NamedTuple):
-    """A source under a name that no other of its split has. A training source may be divided over the splits."""
-
-    name: str
-    source: DialogueSource
-    split: Split
-
-
 class Dialogue(NamedTuple):
     """A dialogue, where it comes from, where it goes, and what it is known by."""
 
-    part: Part
+    part: Part[DialogueSource]
     split: Split
     messages: list[Message]
     digest: bytes
@@ -54,7 +48,7 @@ class DialoguePreparation:
     validation or test
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[Part[DialogueSource]]
     splits: Sequence[Split]
     encoder: DialogueEncoder
     shares: Shares
@@ -114,11 +108,11 @@ class DialoguePreparation:
                     table.append(tally.counts(part.name, split, part.source.bad if own else None))
         return table
 
-    def tally(self, part: Part, split: Split) -> Tally:
+    def tally(self, part: Part[DialogueSource], split: Split) -> Tally:
         """What a part gave to a split so far."""
         return self._tallies.setdefault((part.name, part.split, split), Tally())
 
-    def report(self, now: Part) -> None:
+    def report(self, now: Part[DialogueSource]) -> None:
         """Calls `on_progress`, if there is one."""
         self._reported_at = time.monotonic()
         if self.on_progress is None:
@@ -202,8 +196,7 @@ class DialoguePreparation:
 
     @cached_property
     def _bytes_total(self) -> int | None:
-        totals = [part.source.bytes_total() for part in self.parts]
-        return None if None in totals else sum(total for total in totals if total is not None)
+        return bytes_total(part.source for part in self.parts)
 
 
 def _digest(messages: Sequence[Message], seed: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -10,6 +9,7 @@ from operator import itemgetter
 import numpy as np
 
 from gptlab.data.batch import IGNORE, Batch, Rows, pad_rows
+from gptlab.data.examples import first_that_fits, spelled
 from gptlab.data.row_file import RowFile
 from gptlab.text.dialogue import Message
 from gptlab.text.tokenizer import Tokenizer
@@ -56,9 +56,7 @@ class DialogueRows:
     def example(self, tokenizer: Tokenizer, characters: int = 1200) -> str:
         """One of the first rows as text, its tokens divided by ·, those that are learned in ⟦…⟧."""
         texts = (self._marked(row, tokenizer) for row in range(min(ROWS_LOOKED_AT, self.file.info.rows)))
-        first = next(texts)
-        text = first if len(first) <= characters else next((t for t in texts if len(t) <= characters), first)
-        return text if len(text) <= characters else text[:characters] + "…"
+        return first_that_fits(texts, characters)
 
     def _row(self, number: int) -> tuple[Sequence[int], Sequence[int]]:
         """(ids, targets), each a position for every token but the last."""
@@ -68,8 +66,7 @@ class DialogueRows:
 
     def _marked(self, number: int, tokenizer: Tokenizer) -> str:
         row = slice(self.file.starts[number], self.file.starts[number + 1])
-        decoder = getincrementaldecoder("utf-8")(errors="replace")  # a character of several tokens stands at its last
-        texts = [decoder.decode(tokenizer.bytes_of(id)).replace("\n", "\\n") for id in self.file.tokens[row].tolist()]
+        texts = spelled(self.file.tokens[row].tolist(), tokenizer)
         runs = []
         for is_learned, run in groupby(zip(self.file.learned[row].tolist(), texts, strict=True), key=itemgetter(0)):
             text = "·".join(text for _, text in run if text)

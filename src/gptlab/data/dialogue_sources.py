@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from gptlab.data.conversations import COLUMNS, OPTIONAL, BadRow, Format, read_messages
-from gptlab.data.places import Place, PlaceSettings, is_used
+from gptlab.data.places import PlaceSettings
 from gptlab.data.readers import PLAIN, TABLES, format_of, read_lines
-from gptlab.data.tables import Record, columns_of, read_hub_records, read_records
+from gptlab.data.record_sources import RecordSource
+from gptlab.data.tables import Record, read_hub_records, read_records
 from gptlab.errors import DataError, nearest
 from gptlab.text.dialogue import Message
-
-PLACES_KEPT = 5
-"""Of so many bad records of a cause it is said where they stand."""
 
 ALL_BAD = 1000
 """Where the first so many records are all bad, the others are not looked at."""
@@ -52,55 +48,19 @@ class DialogueSourceSettings(PlaceSettings):
         return self
 
 
-@dataclass
-class BadRows:
-    """How many records of a source were no dialogues, by cause, and where the first of them stand."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    places: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
-
-    def add(self, cause: str, place: str) -> None:
-        self.counts[cause] = self.counts.get(cause, 0) + 1
-        if self.counts[cause] <= PLACES_KEPT:
-            self.places.setdefault(cause, []).append(place)
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{cause}: {count:,} ({', '.join(self.places[cause])}{', …' if count > PLACES_KEPT else ''})"
-            for cause, count in self.counts.items()
-        )
-
-
-class DialogueSource(Place):
-    """The dialogues that some settings mean. Making one reads nothing.
-
-    records: records used so far by dialogues(), good and bad
-    bad:     those that are no dialogues
-    """
+class DialogueSource(RecordSource):
+    """The dialogues that some settings mean; bad records are those that are none."""
 
     settings: DialogueSourceSettings
 
-    def __init__(self, settings: DialogueSourceSettings) -> None:
-        super().__init__(settings)
-        self.records, self.bad = 0, BadRows()
-
     def dialogues(self) -> Iterator[list[Message]]:
         """The dialogues, streaming. DataError where a file, record or column cannot be read; bad rows are counted."""
-        settings = self.settings
-        self.bytes_read, self.records, self.bad = 0, 0, BadRows()
-        given = 0
-        for number, record in enumerate(self._records(), start=1):
-            if not is_used(number, settings.share):
-                continue
-            self.records += 1
+        settings, given = self.settings, 0
+        for record in self._used(self._records()):
             try:
                 messages = read_messages(self.format, self._values(record))
             except BadRow as bad:
-                self.bad.add(bad.cause, self._place_of(record))
+                self.bad.add(bad.cause, self.place_of(record))
                 if self.bad.total == self.records == ALL_BAD:
                     return
                 continue
@@ -111,18 +71,9 @@ class DialogueSource(Place):
             if given == settings.limit_dialogues:
                 return
 
-    def check(self, bad_rows: float) -> None:
-        """DataError where nothing came of what has been read, or more than this share of it is bad."""
-        settings = self.settings
-        if not self.records:
-            none = "it has no records" if settings.share == 1 else f"share = {settings.share} keeps none of its records"
-            raise DataError(f"source {self.name!r} yields nothing: {none}. Mend it or take it out.")
-        if self.bad.total > bad_rows * self.records:
-            raise DataError(
-                f"source {self.name!r}: {self.bad.total:,} of {self.records:,} rows are bad, {self.bad}; at most "
-                f"{bad_rows:.3g} of them may be (data.bad_rows). Is {self.format} their format, are the columns "
-                "the right ones?"
-            )
+    @property
+    def doubt(self) -> str:
+        return f"Is {self.format} their format, are the columns the right ones?"
 
     @cached_property
     def format(self) -> Format:
@@ -131,15 +82,9 @@ class DialogueSource(Place):
             return self.settings.format
         if named := next((each for each, keys in COLUMNS.items() if self.settings.columns.keys() & keys), None):
             return named
-        where = self.name
-        if self.settings.hub is not None:
-            first = next(read_hub_records(self.table, []), None)
-            there = list(first.values) if first else []
-        else:
-            where, format = str(self.files[0]), format_of(self.files[0]) or ""
-            if format in PLAIN:
-                return "dailydialog"
-            there = columns_of(self.files[0], format)
+        if self.settings.path is not None and format_of(self.files[0]) in PLAIN:
+            return "dailydialog"
+        where, there = self._columns_there()
         for each, columns in COLUMNS.items():
             if columns and {column for key, column in columns.items() if key not in OPTIONAL} <= set(there):
                 return each
@@ -168,13 +113,7 @@ class DialogueSource(Place):
         if settings.hub is not None:
             yield from read_hub_records(self.table, needed)
             return
-        before = 0
-
-        def progress(position: int) -> None:
-            self.bytes_read = before + position
-
-        for path in self.files:
-            format = format_of(path) or ""
+        for path, format, progress in self.files_in_turn():
             if (format in PLAIN) != (self.format == "dailydialog"):
                 wanted = ", ".join(PLAIN if self.format == "dailydialog" else TABLES)
                 raise DataError(f"{path}: {self.format} is not read from {format}; wanted {wanted}")
@@ -183,7 +122,6 @@ class DialogueSource(Place):
                 yield from (Record({"line": line}, str(path), "line", number) for number, line in lines)
             else:
                 yield from read_records(path, format, needed, progress, optional)
-            before += path.stat().st_size
 
     def _column_names(self, *, required: bool) -> list[str]:
         names: list[str] = []
@@ -191,7 +129,3 @@ class DialogueSource(Place):
             if (key not in OPTIONAL or key in self.settings.columns) == required:
                 names += [column] if isinstance(column, str) else column
         return names
-
-    def _place_of(self, record: Record) -> str:
-        place = f"{record.unit} {record.number}"
-        return place if self.settings.path is None or len(self.files) == 1 else f"{Path(record.file).name} {place}"

@@ -9,7 +9,7 @@ where a share is held out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -20,19 +20,17 @@ from gptlab.data.dialogue_cache import prepared
 from gptlab.data.dialogue_counts import DialogueCounts as DialogueCounts
 from gptlab.data.dialogue_counts import warnings_about
 from gptlab.data.dialogue_encoding import DialogueEncoder, Learn
-from gptlab.data.dialogue_preparing import DialoguePreparation, Part
+from gptlab.data.dialogue_preparing import DialoguePreparation
 from gptlab.data.dialogue_rows import DialogueRows
 from gptlab.data.dialogue_sources import DialogueSource, DialogueSourceSettings
-from gptlab.data.divided import DividedSettings, SplitSettings
-from gptlab.data.places import distinct_names
+from gptlab.data.divided import DividedSettings, Part, SplitSettings, parts_of
 from gptlab.data.reading import PrepareProgress
+from gptlab.data.record_sources import BAD_ROWS
 from gptlab.data.row_file import RowFile
 from gptlab.data.splitting import Shares, Split
 from gptlab.data.windows import ScoredWindows, TrainingWindows
 from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
-
-BAD_ROWS = 0.01
 
 OnProgress = Callable[[PrepareProgress], None]
 
@@ -105,8 +103,8 @@ def prepare_dialogues(
     template.end_id(tokenizer)
     encoder = DialogueEncoder(template, tokenizer, settings.learn, settings.history, None if settings.pack else context)
     preparation = DialoguePreparation(
-        _parts(settings), settings.splits(), encoder, settings.keyed_shares(seed), settings.bad_rows, settings.overlap,
-        on_progress,
+        parts_of(settings, DialogueSource), settings.splits(), encoder, settings.keyed_shares(seed), settings.bad_rows,
+        settings.overlap, on_progress,
     )  # fmt: skip
     found = prepared(preparation, cache)
     rows = {split: _rows(split, file, settings, context, seed) for split, file in found.files.items()}
@@ -132,17 +130,6 @@ def read_all(
     part = Part(DialogueSource(source).name, DialogueSource(source), "validation")
     preparation = DialoguePreparation([part], ["validation"], encoder, Shares(), BAD_ROWS, "error", on_progress)
     return DialogueRows(prepared(preparation, cache).files["validation"], context)
-
-
-def _parts(settings: DialogueSettings) -> list[Part]:
-    """All sources, those of training first."""
-    sources: dict[Split, Sequence[DialogueSourceSettings]] = {"train": settings.sources}
-    sources |= {split: section.sources or () for split, section in settings.held_out().items()}
-    parts = []
-    for split, each in sources.items():
-        found = [DialogueSource(source) for source in each]
-        parts += [Part(name, source, split) for name, source in zip(distinct_names(found), found, strict=True)]
-    return parts
 
 
 def _rows(split: Split, file: RowFile, settings: DialogueSettings, context: int, seed: int) -> DialogueRows:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Generic, Literal, Self, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from gptlab.data.places import PlaceSettings, SourceList
+from gptlab.data.places import Place, PlaceSettings, SourceList, distinct_names
 from gptlab.data.splitting import Shares, Split
 from gptlab.settings import Section
 
 S = TypeVar("S", bound=PlaceSettings)
+P = TypeVar("P", bound=Place)
 
 
 class SplitSettings(Section, Generic[S]):
@@ -56,3 +58,22 @@ class DividedSettings(Section, Generic[S]):
     def keyed_shares(self, seed: int) -> Shares:
         """The shares and the key that decides them; `seed` matters only where something is shared out."""
         return Shares(**self.shares(), seed=seed if self.shares() else 0)
+
+
+class Part(NamedTuple, Generic[P]):
+    """A source under a name that no other of its split has. A training source may be divided over the splits."""
+
+    name: str
+    source: P
+    split: Split
+
+
+def parts_of(settings: DividedSettings[S], open_source: Callable[[S], P]) -> list[Part[P]]:
+    """All sources, those of training first; those of a split that have the same name are numbered."""
+    sources: dict[Split, Sequence[S]] = {"train": settings.sources}
+    sources |= {split: section.sources or () for split, section in settings.held_out().items()}
+    parts = []
+    for split, each in sources.items():
+        found = [open_source(source) for source in each]
+        parts += [Part(name, source, split) for name, source in zip(distinct_names(found), found, strict=True)]
+    return parts

@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from gptlab.data.readers import SUPPORTED, format_of
+from gptlab.data.readers import SUPPORTED, Progress, format_of
 from gptlab.data.tables import HubTable
 from gptlab.errors import DataError, nearest
 from gptlab.hub import is_hub_name, resolve_revision
@@ -103,6 +103,17 @@ class Place:
         settings = self.settings
         return HubTable(settings.hub or "", settings.config, settings.split, self.revision, settings.files)
 
+    def files_in_turn(self) -> Iterator[tuple[Path, str, Progress]]:
+        """Each file with its format, and who is to be told how far in it reading is; bytes_read follows."""
+        before = 0
+
+        def progress(position: int) -> None:
+            self.bytes_read = before + position
+
+        for path in self.files:
+            yield path, format_of(path) or "", progress
+            before += path.stat().st_size
+
     def fingerprint(self) -> str:
         """16 hex digits that change when the settings or the records do: files by name, size and time of change, the
         hub by its commit."""
@@ -161,6 +172,12 @@ def distinct_names(places: Sequence[Place]) -> list[str]:
             name = f"{place.name}-{number}"
         names.append(name)
     return names
+
+
+def bytes_total(places: Iterable[Place]) -> int | None:
+    """What there is to read in all of them; None where it is not known of one."""
+    totals = [place.bytes_total() for place in places]
+    return None if None in totals else sum(total for total in totals if total is not None)
 
 
 def is_used(number: int, share: float) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from gptlab.data.places import distinct_names
+from gptlab.data.places import bytes_total, distinct_names
 from gptlab.data.sources import Source, SourceSettings
 from gptlab.data.splitting import Divider, Piece, Shares, Split, make_piece
 
@@ -74,5 +74,4 @@ class Reading:
 
     @cached_property
     def _bytes_total(self) -> int | None:
-        totals = [part.source.bytes_total() for part in self.parts]
-        return None if None in totals else sum(total for total in totals if total is not None)
+        return bytes_total(part.source for part in self.parts)

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from gptlab.data.documents import Rule, cut
 from gptlab.data.places import Place, PlaceSettings, is_used
 from gptlab.data.python_docs import python_docs
-from gptlab.data.readers import PLAIN, format_of, read_blocks
+from gptlab.data.readers import PLAIN, read_blocks
 from gptlab.data.tables import Texts, read_hub, read_table
 from gptlab.errors import DataError
 
@@ -113,18 +113,11 @@ class Source(Place):
             yield from ((text or "",) for text in self._counted(text for _, text in python_docs()))
 
     def _texts_of_files(self) -> Iterator[Iterable[str]]:
-        before = 0
-
-        def progress(position: int) -> None:
-            self.bytes_read = before + position
-
-        for path in self.files:
-            format = format_of(path) or ""
+        for path, format, progress in self.files_in_turn():
             if format in PLAIN:
                 yield (block.text for block in read_blocks(path, progress))
             else:
                 yield from self._texts_of_table(read_table(path, format, self.settings.column, progress))
-            before += path.stat().st_size
 
     def _texts_of_table(self, records: Texts) -> Iterator[Iterable[str]]:
         """A table's records are texts of their own; but where a pattern tells the line at which a document begins,

@@ -8,7 +8,7 @@ fewer than 20 documents (one book) is divided inside each document instead, by i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -63,6 +63,15 @@ class Shares:
         return "train"
 
 
+def send_nearest(digests: Sequence[bytes], shares: Shares, sent: dict[bytes, Split]) -> None:
+    """Adds the nearest of these digests to `sent` for each held-out split to which the hash gives none of them."""
+    for split in shares.held:
+        sides = {each: sent.get(each, shares.side(each)) for each in digests}
+        training = [each for each, side in sides.items() if side == "train"]
+        if split not in sides.values() and training:
+            sent[min(training, key=_place)] = split
+
+
 class Divider:
     """Divides training sources, after a look at the first documents of each.
 
@@ -107,15 +116,7 @@ class Divider:
         if self._by_tail[-1]:
             self.held += held
         else:
-            self._send(digests)
-
-    def _send(self, digests: list[bytes]) -> None:
-        """Sends the nearest document to each held-out split to which the hash gives none of these."""
-        for split in self.shares.held:
-            sides = {d: self._sent.get(d, self.shares.side(d)) for d in digests}
-            training = [d for d, side in sides.items() if side == "train"]
-            if split not in sides.values() and training:
-                self._sent[min(training, key=_place)] = split
+            send_nearest(digests, self.shares, self._sent)
 
     def _cut(self, source: int, text: str) -> Iterator[Piece]:
         end = len(text)

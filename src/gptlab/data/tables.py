@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,25 @@ class Record(NamedTuple):
 
 
 def read_records(
-    path: Path, format: str, columns: Sequence[str], progress: Progress, optional: Sequence[str] = ()
+    path: Path,
+    format: str,
+    columns: Sequence[str],
+    progress: Progress,
+    optional: Sequence[str] = (),
+    *,
+    header: bool = True,
 ) -> Iterator[Record]:
     """The records of the table at `path` with at least these columns, and the `optional` ones where they are there.
 
-    DataError, with the line where there is one: no such column, a record that cannot be read.
+    header: whether the first line of a .csv or .tsv names the columns; where none does they are "1", "2", …
+
+    DataError, with the line where there is one: no such column, a record that cannot be read; a table of another
+    format without a header, which always has one.
     """
+    if format in DIALECTS:
+        return _read_separated(path, format, columns, optional, progress, header)
+    if not header:
+        raise DataError(f"{path}: {format} names its columns in every file; header = false is for .csv and .tsv")
     return READERS[format](path, columns, optional, progress)
 
 
@@ -80,31 +94,24 @@ def _read_jsonl(path: Path, columns: Sequence[str], optional: Sequence[str], pro
         yield _checked(record._replace(values=values), columns)
 
 
-def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress) -> Iterator[Record]:
-    return _read_separated(path, columns, optional, progress, strict=True)
-
-
-def _read_tsv(path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress) -> Iterator[Record]:
-    """Tab-separated values have no quoting (IANA, text/tab-separated-values): a quotation mark is text."""
-    return _read_separated(path, columns, optional, progress, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
 def _read_separated(
-    path: Path, columns: Sequence[str], optional: Sequence[str], progress: Progress, **dialect: Any
+    path: Path, format: str, columns: Sequence[str], optional: Sequence[str], progress: Progress, header: bool
 ) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # a document is often longer than csv's 128 kB; C long has 32 bits on Windows
     lines = (line for block in read_blocks(path, progress) for line in io.StringIO(block.text, newline="\n"))
-    rows = csv.reader(lines, **dialect)
+    rows = csv.reader(lines, strict=True, **DIALECTS[format])
     try:
-        header = next(rows, [])
-        _check_columns(f"{path}, line 1 (the header)", columns, header)
-        places = [(name, header.index(name)) for name in (*columns, *optional) if name in header]
-        line = rows.line_num + 1
-        for row in rows:
-            if len(row) == len(header):
+        first = next(rows, [])
+        names = first if header else [str(number) for number in range(1, len(first) + 1)]
+        _check_columns(f"{path}, line 1{' (the header)' if header else ''}", columns, names)
+        places = [(name, names.index(name)) for name in (*columns, *optional) if name in names]
+        line = rows.line_num + 1 if header else 1
+        for row in rows if header else chain([first], rows):
+            if len(row) == len(names):
                 yield Record({name: row[place] for name, place in places}, str(path), "line", line)
             elif row:
-                raise DataError(f"{path}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}")
+                wanted = f"{'the header' if header else 'line 1'} has {len(names)}"
+                raise DataError(f"{path}, line {rows.line_num}: {len(row)} fields where {wanted}")
             line = rows.line_num + 1  # a record may stand on several lines: it is where its first one is
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from error
@@ -129,11 +136,12 @@ def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str], p
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
+DIALECTS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
+"""Tab-separated values have no quoting (IANA, text/tab-separated-values): a quotation mark is text."""
+
 READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str], Progress], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }
 
@@ -154,17 +162,31 @@ def read_hub_records(table: HubTable, columns: Sequence[str]) -> Iterator[Record
     DataError where it has no such configuration, split or column; GptlabError where the hub cannot be reached.
     """
     with hub_errors(table.repo, "dataset"):
-        from datasets import load_dataset
-
-        try:
-            records: Iterable[dict[str, Any]] = load_dataset(
-                table.repo, table.config, split=table.split, revision=table.revision, data_files=table.files,
-                streaming=True,
-            )  # fmt: skip
-        except ValueError as error:
-            raise DataError(f"the data set {table.repo} on the hub: {error}") from error
-        for number, values in enumerate(records, start=1):
+        for number, values in enumerate(_open_hub(table), start=1):
             yield _checked(Record(values, f"{table.repo} on the hub", "record", number), columns)
+
+
+def class_names(table: HubTable, column: str) -> tuple[str, ...] | None:
+    """What the numbers 0, 1, … in a column of a data set on the hub mean, where the data set says (`ClassLabel`); else
+    None. Errors as `read_hub_records`."""
+    with hub_errors(table.repo, "dataset"):
+        from datasets import ClassLabel
+
+        feature = (_open_hub(table).features or {}).get(column)
+        return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _open_hub(table: HubTable) -> Any:
+    """The data set, streaming (`datasets.IterableDataset`)."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(
+            table.repo, table.config, split=table.split, revision=table.revision, data_files=table.files,
+            streaming=True,
+        )  # fmt: skip
+    except ValueError as error:
+        raise DataError(f"the data set {table.repo} on the hub: {error}") from error
 
 
 def read_hub(table: HubTable, column: str) -> Texts:
@@ -183,9 +205,9 @@ def columns_of(path: Path, format: str) -> list[str]:
                 return list(pyarrow.parquet.read_schema(path).names)
         except pyarrow.ArrowException as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-    if format in (".csv", ".tsv"):
+    if format in DIALECTS:
         line = next((line for _, line in read_lines(path, lambda position: None)), "")
-        return next(csv.reader([line], delimiter="\t" if format == ".tsv" else ","), [])
+        return next(csv.reader([line], **DIALECTS[format]), [])
     return list(next((record.values for record in read_records(path, format, [], lambda position: None)), {}))
 
 

@@ -10,7 +10,7 @@ from gptlab.errors import UserError
 from gptlab.evaluation.samples import TextCompletion, write_text
 from gptlab.generation.decoder import Decoder
 from gptlab.generation.sampling import Sampling
-from gptlab.model.gpt import GPT
+from gptlab.model.folder import Model
 from gptlab.text.dialogue import Message, Template
 from gptlab.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ class Answer(TextCompletion):
 
 
 def answer(
-    model: GPT | Decoder,
+    model: Model | Decoder,
     tokenizer: Tokenizer,
     template: Template | None,
     conversations: Sequence[Sequence[Message]],

@@ -13,7 +13,7 @@ from gptlab.generation.decoder import Decoder
 from gptlab.generation.engine import Completion, generate
 from gptlab.generation.sampling import Sampling
 from gptlab.kernels.decode import Precision
-from gptlab.model.gpt import GPT
+from gptlab.model.folder import Model
 from gptlab.settings import Section
 from gptlab.text.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ class TextCompletion:
 
 
 def complete(
-    model: GPT | Decoder,
+    model: Model | Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     sampling: Sampling,
@@ -83,7 +83,7 @@ def complete(
 
 
 def write_text(
-    model: GPT | Decoder,
+    model: Model | Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,

@@ -1,10 +1,11 @@
-"""Scores of a language model on rows: nats a token, perplexity per token and per word, bits per byte."""
+"""Scores of a model on rows, by its objective; of a text also perplexity per word and bits per byte."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Scorer:
             raise DataError(
                 "the rows to be scored have nothing to learn: choose more (validation.sampled_rows), or all"
             )
-        values = {key: float(value) for key, value in totals.items()}
+        values = {key: value.tolist() for key, value in totals.items()}  # floats; of counts lists of them
         return {**means(self.objective, values, weight), **self.objective.metrics(values, weight), "tokens": weight}
 
     def text(
@@ -70,7 +71,15 @@ class Scorer:
     ) -> dict[str, float]:
         """The scores of a whole text, per token, per word and per byte."""
         scores = self.rows(model, text, on_batch=on_batch)
-        return scores | text_scores(scores["loss"], text)
+        return scores | text_scores(scores.get("cross_entropy", scores["loss"]), text)
+
+    def whole(
+        self, model: torch.nn.Module, rows: Rows, on_batch: Callable[[int, int], None] | None = None
+    ) -> dict[str, float]:
+        """The scores of all rows, as `text` gives them where they are one."""
+        if hasattr(rows, "text_bytes"):
+            return self.text(model, cast(TextRows, rows), on_batch)
+        return self.rows(model, rows, on_batch=on_batch)
 
 
 def text_scores(loss: float, text: TextRows) -> dict[str, float]:

@@ -19,7 +19,7 @@ from gptlab.export.gguf import GGUF_FILE
 from gptlab.export.source import Source
 from gptlab.hub import is_hub_name
 from gptlab.model.build import parameter_count
-from gptlab.model.gpt import GPT
+from gptlab.model.classifier import new_model
 from gptlab.model.huggingface import read_shape
 from gptlab.report import markdown, tables, tuning_tables
 from gptlab.report.facts import gather
@@ -40,7 +40,7 @@ def write_card(folder: Path, source: Source, kind: Kind, *, place: str) -> None:
     """Writes README.md into `folder`, where `source` has been exported to; `place` is what it will be loaded by."""
     shape = read_shape(source.base or source.folder)
     with torch.device("meta"):  # counts without storage
-        parameters = parameter_count(GPT(shape))
+        parameters = parameter_count(new_model(shape, source.labels))
     view = {
         **(_facts(source.run, source.folder) if source.run else {}),
         "name": place.rpartition("/")[2],
@@ -49,6 +49,7 @@ def write_card(folder: Path, source: Source, kind: Kind, *, place: str) -> None:
         "file": GGUF_FILE,
         "model": {"kind": "gpt", **asdict(shape)},
         "parameters": parameters,
+        "labels": source.labels,
         "base": source.base_name,
         "template": source.template,
         "dialogue": source.template.render(DIALOGUE) if source.template else None,
@@ -84,7 +85,7 @@ def _front_matter(source: Source, kind: Kind) -> dict[str, str | list[str]]:
     base, datasets = _base_model(source), _datasets(source.run.recipe) if source.run else []
     return {
         "library_name": library[kind],
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-generation" if source.labels is None else "text-classification",
         "tags": [tag for tag, fits in tags.items() if fits],
         **({"base_model": base} if base else {}),
         **({"datasets": datasets} if datasets else {}),

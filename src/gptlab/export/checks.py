@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.errors import GptlabError
-from gptlab.export.copies import TEXTS, Answers, LlamaCppReader, OwnReader, TransformersReader, compare
+from gptlab.export.copies import (
+    TEXTS,
+    Answers,
+    LlamaCppReader,
+    Reader,
+    TransformersClassifier,
+    TransformersReader,
+    compare,
+    own_reader,
+)
 from gptlab.export.source import Source
 from gptlab.model.adapter import is_adapter
+from gptlab.model.gpt import GPT
 from gptlab.run.open import open_model
 from gptlab.text.dialogue import Message
 
@@ -25,7 +35,9 @@ def check_with_gptlab(folder: Path, source: Source, answers: Answers) -> str:
     copy = open_model(folder, device="cpu", runs=source.runs)
     if copy.require_tokenizer().fingerprint != source.tokenizer.fingerprint or copy.template != source.template:
         raise GptlabError("read by gptlab: tokenizer or chat template are not the model's")
-    return compare(answers, OwnReader(copy.model, source.end_id), "read by gptlab")
+    if not isinstance(copy.model, GPT) or copy.labels != source.labels:
+        raise GptlabError(f"read by gptlab: its classes are {copy.labels}, the model's {source.labels}")
+    return compare(answers, own_reader(copy.model, source.end_id), "read by gptlab")
 
 
 def check_with_transformers(folder: Path, source: Source, answers: Answers) -> str | None:
@@ -35,15 +47,31 @@ def check_with_transformers(folder: Path, source: Source, answers: Answers) -> s
     if not _installed("transformers", *(["peft"] if adapter else [])):
         return None
     with _reading(name), _quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        model: Any = AutoModelForCausalLM.from_pretrained(source.base if adapter and source.base else folder)
-        if adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, folder)
+        reader = _transformers_reader(folder, source, source.base if adapter else None)
         _compare_tokenizers(AutoTokenizer.from_pretrained(folder), source, name)
-        return compare(answers, TransformersReader(model), name)
+        return compare(answers, reader, name)
+
+
+def _transformers_reader(folder: Path, source: Source, base: Path | None) -> Reader:
+    """`base`: that of an adapter, None of a whole model."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if source.labels is None else AutoModelForSequenceClassification
+    classes = dict(enumerate(source.labels or ()))
+    if base is None:
+        model: Any = kind.from_pretrained(folder)
+    else:  # PEFT has no place for classes: who reads an adapter says what they are
+        from peft import PeftModel
+
+        bare = kind.from_pretrained(base, **({"id2label": classes} if classes else {}))
+        model = PeftModel.from_pretrained(bare, folder)
+    if not classes:
+        return TransformersReader(model)
+    if model.config.id2label != classes:
+        raise GptlabError(f"read by transformers: its classes are {model.config.id2label}, the model's {classes}")
+    return TransformersClassifier(model)
 
 
 def check_with_llama_cpp(file: Path, source: Source, answers: Answers, context: int) -> str | None:

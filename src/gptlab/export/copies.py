@@ -1,7 +1,7 @@
 """Is a copy the model it is a copy of? Both are asked the same, and have to say the same.
 
-Asked are a few texts: the logits over each, and what is written after it greedily. The model itself, and each program
-that reads a copy, is a `Reader`.
+Asked are a few texts: the logits over each, and what is written after it greedily; a classifier says its logits alone.
+The model itself, and each program that reads a copy, is a `Reader`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from gptlab.errors import GptlabError
 from gptlab.generation.engine import generate
 from gptlab.generation.sampling import Sampling
+from gptlab.model.classifier import GPTClassifier
 from gptlab.model.gpt import GPT
 from gptlab.text.dialogue import Message, Template
 from gptlab.text.tokenizer import Tokenizer
@@ -44,11 +45,11 @@ class Reader(Protocol):
     """A program that has read a model."""
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """The logits (len(ids), vocab_size) float32 after each of these tokens."""
+        """The logits (len(ids), vocab_size) float32 after each of these tokens; a classifier's (1, classes)."""
         ...
 
     def write(self, ids: Sequence[int], count: int) -> list[int]:
-        """The tokens that follow greedily: `count`, or fewer and the one that ends a text."""
+        """The tokens that follow greedily: `count`, or fewer and the one that ends a text; a classifier has none."""
         ...
 
 
@@ -58,7 +59,7 @@ class Answers:
 
     prompts: its ids
     written: the ids that followed it
-    logits:  (len(prompt) + len(written), vocab_size) over both
+    logits:  (len(prompt) + len(written), vocab_size) over both; of a classifier (1, classes)
     """
 
     prompts: list[list[int]]
@@ -100,7 +101,7 @@ def compare(answers: Answers, reader: Reader, name: str, *, tolerance: float | N
         difference = max(difference, apart)
         _compare_text(written, reader.write(prompt, len(written)), logits[len(prompt) - 1 :], name, tolerance)
     near = f"differ by at most {difference:.1e} (the largest is {largest:.3g})" if difference else "are equal"
-    return f"{name}: logits {near}, greedy text is equal"
+    return f"{name}: logits {near}{', greedy text is equal' if any(answers.written) else ''}"
 
 
 def _compare_text(written: Sequence[int], found: Sequence[int], logits: Tensor, name: str, tolerance: float) -> None:
@@ -131,6 +132,25 @@ class OwnReader:
         return [*text.ids, *([self.end_id] if text.stopped == "eos" else [])]
 
 
+class OwnClassifier:
+    """This lab, with a classifier."""
+
+    def __init__(self, model: GPTClassifier) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        return self.model.classify(self.model(torch.tensor([list(ids)]))[:, -1]).float()
+
+    def write(self, ids: Sequence[int], count: int) -> list[int]:
+        return []
+
+
+def own_reader(model: GPT, end_id: int) -> Reader:
+    """This lab, with a model of either kind; a language model's text ends with `end_id`."""
+    return OwnClassifier(model) if isinstance(model, GPTClassifier) else OwnReader(model, end_id)
+
+
 class TransformersReader:
     """A model that transformers or PEFT has loaded."""
 
@@ -148,6 +168,20 @@ class TransformersReader:
             input_ids=row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=count, pad_token_id=end
         )
         return whole[0, len(ids) :].tolist()
+
+
+class TransformersClassifier:
+    """A classifier that transformers or PEFT has loaded."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        return self.model(torch.tensor([list(ids)])).logits.float()
+
+    def write(self, ids: Sequence[int], count: int) -> list[int]:
+        return []
 
 
 class LlamaCppReader:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from gptlab.errors import GptlabError, UserError, nearest
+from gptlab.errors import GptlabError, ModelError, UserError, nearest
 from gptlab.export.card import Kind, write_card
 from gptlab.export.checks import check_with_gptlab, check_with_llama_cpp, check_with_transformers
-from gptlab.export.copies import Answers, OwnReader, ask, compare, prompts
+from gptlab.export.copies import Answers, ask, compare, own_reader, prompts
 from gptlab.export.gguf import GGUF_FILE, gguf_fields, require_gguf, verify_gguf, write_gguf
 from gptlab.export.source import Source, find_source
 from gptlab.hub import check_upload, is_hub_name, upload_folder
@@ -60,8 +60,9 @@ def export_model(
     """Writes a model (see `find_model`) for others, in float32, and reads it again before it says so.
 
     to:     a new folder, or an empty one
-    format: "huggingface", a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, an adapter a folder
-            that PEFT loads; or "gguf", a folder with a file that llama.cpp loads, of which an adapter is always merged
+    format: "huggingface", a folder that transformers' AutoModelForCausalLM (AutoModelForSequenceClassification, if it
+            is a classifier) and AutoTokenizer load, an adapter a folder that PEFT loads; or "gguf", a folder with a
+            file that llama.cpp loads, of which an adapter is always merged
     merge:  an adapter and its base become one model, once their logits have been compared
     push:   OWNER/NAME on the hub, where the folder is put too; made, and private, where there is none
     say:    is told what is being done
@@ -79,6 +80,8 @@ def export_model(
         require_gguf()
     say(f"finding {model}")
     source = find_source(str(model), runs=runs, checkpoint=checkpoint)
+    if format == "gguf" and source.labels is not None:
+        raise ModelError(f"{model}: is a classifier, and llama.cpp's GPT-2 can only write; export it as huggingface")
     if merge and source.base is None:
         raise UserError(f"{model} is a whole model, no adapter: there is nothing to merge")
     merge = source.base is not None and (merge or format == "gguf")
@@ -128,7 +131,7 @@ def _load(source: Source, *, merge: bool, say: Say) -> tuple[GPT, Answers, list[
     """The model that is to be written, what it answers, and how near merging it came."""
     say("loading the weights")
     model = source.load()
-    reader, context = OwnReader(model, source.end_id), model.shape.context
+    reader, context = own_reader(model, source.end_id), model.shape.context
     answers = ask(reader, prompts(source.tokenizer, source.template, context), context)
     if not merge:
         return model, answers, []

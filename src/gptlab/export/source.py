@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlab.errors import TokenizerError
+from gptlab.errors import ModelError, TokenizerError
 from gptlab.hub import is_hub_name
 from gptlab.model.adapter import adapter_base, is_adapter
+from gptlab.model.folder import read_labels
 from gptlab.model.gpt import GPT
+from gptlab.model.rnn_files import is_rnn
 from gptlab.run.open import Which, base_of, find_model, load_weights, read_template, read_tokenizer
 from gptlab.run.run import CHECKPOINTS, RECIPE, Run
 from gptlab.text.dialogue import Template
@@ -22,6 +24,7 @@ class Source:
     name:     the run's, else what it was called by, without what stands before it
     folder:   where it is
     template: how it is talked to; None for a base model
+    labels:   of a classifier, in the order of its logits; None for a language model
     base:     of an adapter, the folder of the model that it adds to; None for a whole model
     run:      the run that it is a checkpoint of; None where it is no run's
     runs:     where runs are
@@ -31,6 +34,7 @@ class Source:
     folder: Path
     tokenizer: Tokenizer
     template: Template | None
+    labels: tuple[str, ...] | None
     base: Path | None
     run: Run | None
     runs: Path
@@ -51,12 +55,20 @@ class Source:
 
     def load(self) -> GPT:
         """The weights, on the CPU, ready to write; an adapter with its base, not merged."""
-        return load_weights(self.folder, runs=self.runs, merged=False).eval()
+        model = load_weights(self.folder, runs=self.runs, merged=False).eval()
+        assert isinstance(model, GPT)  # `find_source` let no other through
+        return model
 
 
 def find_source(name: str, *, runs: Path, checkpoint: Which) -> Source:
-    """A model by its path, its run or its name on the hub. Errors as `open_model`; TokenizerError where it has none."""
+    """A model by its path, its run or its name on the hub. Errors as `open_model`; TokenizerError where it has no
+    tokenizer, ModelError for an RNN."""
     folder = find_model(name, runs=runs, checkpoint=checkpoint)
+    if is_rnn(folder):
+        raise ModelError(
+            f"{name}: is an RNN, and neither transformers nor llama.cpp has such a model; gptlab reads it where it is, "
+            f"in {folder}"
+        )
     tokenizer = read_tokenizer(folder)
     if tokenizer is None:
         raise TokenizerError(
@@ -65,7 +77,8 @@ def find_source(name: str, *, runs: Path, checkpoint: Which) -> Source:
     base = base_of(folder, runs) if is_adapter(folder) else None
     run = _run_of(folder)
     title = run.name if run else Path(name).absolute().name
-    return Source(title, folder, tokenizer, read_template(folder, tokenizer), base, run, runs)
+    template, labels = read_template(folder, tokenizer), read_labels(folder)
+    return Source(title, folder, tokenizer, template, labels, base, run, runs)
 
 
 def _run_of(checkpoint: Path) -> Run | None:

@@ -2,7 +2,7 @@
 
 Rows of different length stand in one batch, each at its own positions. A row that is finished, or whose
 context is full, leaves the batch; a full one comes back with the last half of what it had, which is read
-again. Nothing a row writes depends on the rows beside it.
+again. An RNN's is never full. Nothing a row writes depends on the rows beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gptlab.generation.decoder import Decoder
 from gptlab.generation.sampling import Sampling, choose
 from gptlab.kernels.decode import Precision
 from gptlab.model.gpt import GPT
+from gptlab.model.rnn import RNN
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Completion:
 
 
 def generate(
-    model: GPT | Decoder,
+    model: GPT | RNN | Decoder,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -56,13 +57,13 @@ def generate(
 
     Every (seed, prompt index, sample) has a random generator of its own, so a completion is the same whatever
     else is written beside it. An empty prompt starts from `eos_id`, the end of a text before. A prompt longer
-    than the context loses its beginning, which counts as a rereading. Of a model whose vocabulary is padded
+    than a GPT's context loses its beginning, which counts as a rereading. Of a model whose vocabulary is padded
     only the first `vocab_size` ids are written. `on_token(prompt, sample, id)` is called
     for each new token (not for EOS), in the order of writing. The model is left in the mode it was in.
 
     `precision` is that of the weights as tokens are written: on a CPU "bfloat16" writes one text twice as fast as
     "float32" and "int8" four times, each with weights that are rounded. Who calls often while the weights stay makes
-    a `Decoder` once and gives it in the model's place; then `precision` is the decoder's own.
+    a `Decoder` once and gives it in the model's place; then `precision` is the decoder's own. RNNs have float32 alone.
 
     Raises UserError for a number or a precision that cannot be and for an empty prompt without `eos_id`;
     TokenizerError for an id the model does not know; ModelError where the model's logits are not finite.
@@ -74,7 +75,7 @@ def generate(
     model = decoder.model
     _check_ids(starts, model.shape.vocab_size)
     rows = [
-        _Row(n, sample, start, max_new_tokens, model.shape.context, _generator(seed, n, sample))
+        _Row(n, sample, start, max_new_tokens, decoder.context, _generator(seed, n, sample))
         for n, start in enumerate(starts)
         for sample in range(samples)
     ]
@@ -103,7 +104,7 @@ def _write(
 ) -> None:
     """Writes until every row is finished or its context is full."""
     capacity = max(len(row.window) + row.max_new_tokens - len(row.written) for row in rows)
-    cache, logits = decoder.read([row.window for row in rows], min(capacity, decoder.model.shape.context))
+    cache, logits = decoder.read([row.window for row in rows], min(capacity, decoder.context))
     if not logits.isfinite().all():
         raise ModelError("the model's logits are not finite: its weights are damaged; use an earlier checkpoint")
     while True:

@@ -9,6 +9,8 @@ positions at a time, softmax in float32, so that no vocabulary-sized tensor per 
 - `target_log_probs`: one log-probability a position, for losses whose coefficients are known only later
   (DPO). Each chunk is computed again in backward.
 
+`summed_distillation`, of two models, stands in distilled_head.py upon `by_chunks`.
+
 The naive equal of the first, which the tests hold it against:
 
     logits = F.linear(hidden.flatten(0, 1)[positions], weight)
@@ -17,6 +19,7 @@ The naive equal of the first, which the tests hold it against:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,26 +48,27 @@ def summed_cross_entropy(
     Under autocast the products run in its dtype; the softmax never does. A frozen head gets no gradient,
     and under no_grad none is computed.
     """
-    chosen, wanted = _select(hidden, targets, positions)
+    chosen, wanted = select(hidden, targets, positions)
     loss: Tensor = _SummedCrossEntropy.apply(
-        chosen, weight, wanted, weights, _product_dtype(hidden), torch.is_grad_enabled()
+        chosen, weight, wanted, weights, product_dtype(hidden), torch.is_grad_enabled()
     )
     return loss
 
 
 def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
     """log p(target) of each supervised position, (n,) float32; arguments as `summed_cross_entropy` has them."""
-    chosen, wanted = _select(hidden, targets, positions)
-    log_probs: Tensor = _TargetLogProbs.apply(chosen, weight, wanted, _product_dtype(hidden))
+    chosen, wanted = select(hidden, targets, positions)
+    log_probs: Tensor = _TargetLogProbs.apply(chosen, weight, wanted, product_dtype(hidden))
     return log_probs
 
 
-def _select(hidden: Tensor, targets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+def select(hidden: Tensor, targets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden states (n, width) and targets (n,) of the supervised positions."""
     return hidden.flatten(0, 1).index_select(0, positions), targets.flatten().index_select(0, positions)
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """What a product with these hidden states is computed in: autocast's dtype, or their own."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
@@ -88,9 +92,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: the gradients are as large as the output layer, and nobody else has them.
-        d_hidden, d_weight = (None if saved is None else saved.mul_(d_loss) for saved in ctx.saved_tensors)
-        return d_hidden, d_weight, None, None, None, None
+        return *scaled_gradients(ctx, d_loss), None, None, None, None
+
+
+def scaled_gradients(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients that forward saved, times `d_loss`: in place, since they are as large as the output layer, and
+    nobody else has them."""
+    return tuple(None if saved is None else saved.mul_(d_loss) for saved in ctx.saved_tensors)
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -120,8 +128,7 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """−log p(target) of each position (n,), and the gradients of Σ weights · that, where they are needed.
 
-    hidden (n, width), weight (vocabulary, width), targets and weights (n,); products in `dtype`. One buffer, kept
-    from call to call on a CPU, holds every chunk's logits and then, in their place, their gradient.
+    hidden (n, width), weight (vocabulary, width), targets and weights (n,); products in `dtype`.
     """
     if dtype == torch.bfloat16 and fused_head.takes(hidden, weight) and fused_head.supported():
         losses, *gradients = torch.ops.gptlab.fused_head(hidden, weight, targets, weights, need_hidden, need_weight)
@@ -129,27 +136,48 @@ def _losses_and_gradients(
             g if needed else None for g, needed in zip(gradients, (need_hidden, need_weight), strict=True)
         )
         return losses, None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight
+
+    def chunk_loss(room: Tensor, part: slice) -> Tensor:
+        coefficients = None if weights is None else weights[part]
+        return softmax_loss_(room[0], targets[part], coefficients, gradient=need_hidden or need_weight)
+
+    return by_chunks(hidden, weight, dtype, need_hidden, need_weight, chunk_loss)
+
+
+def by_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+    chunk_loss: Callable[[Tensor, slice], Tensor],
+    *,
+    rooms: int = 1,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The losses (n, …) of hidden states (n, width), and the gradients of what they are summed to, where needed.
+
+    `chunk_loss(room, part)` gives the losses of the positions `part` from their logits, room[0], and where a gradient
+    is needed leaves it in their place. `room` (rooms, positions, vocabulary) lies in one buffer in `dtype`, kept from
+    call to call on a CPU; rooms beyond the first are the function's own.
+    """
     hidden_cast, weight_cast = hidden.detach().to(dtype), weight.detach().to(dtype)
-    size = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight)))
-    buffer = buffers.logits_like(hidden_cast, size, len(weight))
+    size = max(1, min(len(hidden), CHUNK_ELEMENTS // (rooms * len(weight))))
+    memory = buffers.logits_like(hidden_cast, rooms * size, len(weight)).view(rooms, size, len(weight))
     losses = []
     d_hidden = torch.empty_like(hidden_cast) if need_hidden else None
     d_weight = _WeightGradient(weight, dtype) if need_weight else None
-    for start in range(0, len(hidden), size):
+    for start in range(0, max(1, len(hidden)), size):  # no position at all is a chunk too: it has no losses
         part = slice(start, start + size)
         chunk = hidden_cast[part]
-        logits = torch.mm(chunk, weight_cast.t(), out=buffer[: len(chunk)])
-        losses.append(
-            softmax_loss_(
-                logits, targets[part], None if weights is None else weights[part], gradient=need_hidden or need_weight
-            )
-        )
+        room = memory[:, : len(chunk)]
+        logits = torch.mm(chunk, weight_cast.t(), out=room[0])
+        losses.append(chunk_loss(room, part))
         if d_hidden is not None:
             torch.mm(logits, weight_cast, out=d_hidden[part])
         if d_weight is not None:
             d_weight.add(logits, chunk)
     return (
-        torch.cat(losses) if losses else hidden.new_empty(0, dtype=torch.promote_types(dtype, torch.float32)),
+        torch.cat(losses),
         None if d_hidden is None else d_hidden.to(hidden.dtype),
         None if d_weight is None else d_weight.total(),
     )

@@ -1,4 +1,5 @@
-"""Hugging Face's GPT-2 format, read and written: config.json, generation_config.json, model.safetensors.
+"""Hugging Face's GPT-2 format, read and written: config.json, generation_config.json, model.safetensors; of language
+models (GPT2LMHeadModel) and classifiers (GPT2ForSequenceClassification).
 
 transformers keeps the linear weights of the blocks as Conv1D does, (in, out); here they are (out, in), so they
 are transposed on the way in and out. A tied head is stored once, as wte. The format of a .safetensors file:
@@ -8,7 +9,8 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,22 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import ModelError
+from gptlab.model.classifier import HEADS, checked_labels, labels_of, new_model
 from gptlab.model.gpt import GPT, Activation, GPTShape
 from gptlab.model.nanogpt import is_nanogpt, open_nanogpt
-from gptlab.model.weights import Stored, fill, read_folder, read_json, start_at_mean
+from gptlab.model.weights import Stored, fill, read_folder, read_json, start_at_mean, tied, token_tables
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """The weights that Hugging Face's files hold as (in, out)."""
 
 ACTIVATIONS: dict[str, Activation] = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}
 """The activation_function of config.json → the shape's."""
+
+LANGUAGE_MODEL, CLASSIFIER = "GPT2LMHeadModel", "GPT2ForSequenceClassification"
+"""The architectures of config.json."""
+
+ONE_OF_CLASSES = "single_label_classification"
+"""The problem_type of a classifier whose classes exclude each other."""
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
@@ -45,15 +54,23 @@ DTYPES = {
 
 
 def save_model(model: GPT, folder: Path, *, eos_id: int | None = None, bos_id: int | None = None) -> None:
-    """Writes the three files into `folder`, which transformers' `AutoModelForCausalLM` then reads.
+    """Writes the three files into `folder`, which transformers' `AutoModelForCausalLM` then reads; of a classifier two,
+    for `AutoModelForSequenceClassification`.
 
-    One tensor at a time is copied to the CPU. `eos_id`: the token at which writing ends; `bos_id`: that a text begins
-    with, by default the same, as GPT-2 has it. OSError where the disk does not take it.
+    One tensor at a time is copied to the CPU. `eos_id`: the token at which writing ends, and by which transformers pads
+    texts for a classifier; `bos_id`: that a text begins with, by default the same, as GPT-2 has it. OSError where the
+    disk does not take it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ends = {"bos_token_id": eos_id if bos_id is None else bos_id, "eos_token_id": eos_id}
-    _write_json(folder / "config.json", _config(model) | ends)
-    _write_json(folder / "generation_config.json", ends)
+    labels = labels_of(model)
+    if labels is None:
+        _write_json(folder / "config.json", _config(model, LANGUAGE_MODEL) | ends)
+        _write_json(folder / "generation_config.json", ends)
+    else:
+        # transformers finds a text's last token by the padding behind it, and reads no batch where it knows none.
+        classes = {"problem_type": ONE_OF_CLASSES, "pad_token_id": eos_id, **label_fields(labels)}
+        _write_json(folder / "config.json", _config(model, CLASSIFIER) | ends | classes)
     write_tensors(folder / "model.safetensors", _stored_tensors(model))
 
 
@@ -65,8 +82,8 @@ def load_model(
     vocab_size: int | None = None,
     dropout: float | None = None,
 ) -> GPT:
-    """The GPT-2 in a Hugging Face folder or in nanoGPT's ckpt.pt, in float32 on `device`, in training mode as a new
-    module is.
+    """The GPT-2 in a Hugging Face folder or in nanoGPT's ckpt.pt, a GPTClassifier where that is one, in float32 on
+    `device`, in training mode as a new module is.
 
     Reads model.safetensors or pytorch_model.bin (with `weights_only`), whole or in shards, with or without the
     prefix `transformer.`, in any floating-point type. The weights are in memory once: the model is made without
@@ -79,19 +96,28 @@ def load_model(
     stored = _open(path, dropout)
     shape = _changed(stored.shape, context, vocab_size)
     with torch.device("meta"):
-        model = GPT(shape)
+        model = new_model(shape, stored.labels)
     model.to_empty(device=device)
-    if shape.tie_head:
+    if tied(model):
         model.lm_head.weight = model.wte.weight  # to_empty gives each its own storage
     fill(model, stored)
-    for table in {model.wte.weight, model.lm_head.weight}:  # one of them, where they are tied
-        start_at_mean(table, stored.shape.vocab_size)
+    for table in token_tables(model).values():
+        start_at_mean(table.weight, stored.shape.vocab_size)
     return model
 
 
 def read_shape(path: Path, *, dropout: float | None = None) -> GPTShape:
     """The shape of the model that `load_model` would read there, without its weights."""
     return _open(path, dropout).shape
+
+
+def read_labels(path: Path) -> tuple[str, ...] | None:
+    """The labels of the classifier that `load_model` would read there; None where it is a language model."""
+    if is_nanogpt(path):
+        return None
+    config = read_json(path / "config.json")
+    with _said_of(path / "config.json"):
+        return labels_from_config(config)
 
 
 def shape_from_config(config: Mapping[str, Any], *, dropout: float | None = None) -> GPTShape:
@@ -105,8 +131,7 @@ def shape_from_config(config: Mapping[str, Any], *, dropout: float | None = None
     context = config.get("n_positions", config.get("n_ctx"))
     sizes = {"context": context, **{name: config.get(name) for name in ("vocab_size", "n_embd", "n_layer", "n_head")}}
     for name, value in sizes.items():
-        if not isinstance(value, int):
-            raise ModelError(f"{'n_positions' if name == 'context' else name} = {value!r}: a whole number is wanted")
+        _whole_number(value, "n_positions" if name == "context" else name)
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
         raise ModelError(f"n_inner = {config['n_inner']}: this GPT-2's is 4 · n_embd = {4 * sizes['n_embd']}")
     try:
@@ -119,6 +144,43 @@ def shape_from_config(config: Mapping[str, Any], *, dropout: float | None = None
         )
     except ValueError as error:
         raise ModelError(str(error)) from None
+
+
+def labels_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The labels that a config.json of GPT-2 gives a classifier, in the order of their ids; None for a language model.
+
+    ModelError where its head does not choose one of two or more classes.
+    """
+    if CLASSIFIER not in (config.get("architectures") or ()):
+        return None
+    _one_of(config, "problem_type", (None, ONE_OF_CLASSES), default=None)
+    if config.get("id2label") is None:  # as transformers leaves it where classes have no names
+        config = label_fields(numbered_labels(_whole_number(config.get("num_labels", 2), "num_labels")))
+    return listed_labels(config)
+
+
+def listed_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels of a config's id2label in the order of their ids; ModelError where they are no classes."""
+    names = config["id2label"]
+    if not isinstance(names, Mapping) or names.keys() != {str(number) for number in range(len(names))}:
+        raise ModelError(f"id2label = {names}: a name for each id is wanted, from 0 on")
+    try:
+        return checked_labels([str(names[str(number)]) for number in range(len(names))])
+    except ValueError as error:
+        raise ModelError(f"id2label: {error}") from None
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+    """A config's fields for these labels."""
+    return {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def numbered_labels(classes: int) -> tuple[str, ...]:
+    """How transformers calls classes that have no names."""
+    return tuple(f"LABEL_{number}" for number in range(classes))
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -146,7 +208,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def _stored_tensors(model: GPT) -> dict[str, Tensor]:
     """The model's parameters by the names and in the layout of the file; views, nothing is copied."""
     return {
-        name if name == "lm_head.weight" else f"transformer.{name}": _turned(name, parameter.detach())
+        name if name.startswith(HEADS) else f"transformer.{name}": _turned(name, parameter.detach())
         for name, parameter in model.named_parameters()  # names a shared parameter once, as wte
     }
 
@@ -156,10 +218,10 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if name.endswith(CONV1D) else tensor
 
 
-def _config(model: GPT) -> dict[str, Any]:
+def _config(model: GPT, architecture: str) -> dict[str, Any]:
     shape = model.shape
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [architecture],
         "vocab_size": shape.vocab_size,
         "n_positions": shape.context,
         "n_ctx": shape.context,
@@ -178,16 +240,23 @@ def _config(model: GPT) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, dropout: float | None) -> Stored:
+def _open(path: Path, dropout: float | None) -> Stored[GPTShape]:
     if is_nanogpt(path):
         stored = open_nanogpt(path)
         return stored if dropout is None else replace(stored, shape=replace(stored.shape, dropout=dropout))
     config = read_json(path / "config.json")
+    with _said_of(path / "config.json"):
+        shape, labels = shape_from_config(config, dropout=dropout), labels_from_config(config)
+    return Stored(path, "config.json", shape, read_folder(path), _turned, labels)
+
+
+@contextmanager
+def _said_of(file: Path) -> Iterator[None]:
+    """A ModelError names the file first."""
     try:
-        shape = shape_from_config(config, dropout=dropout)
+        yield
     except ModelError as error:
-        raise ModelError(f"{path / 'config.json'}: {error}") from None
-    return Stored(path, "config.json", shape, read_folder(path), _turned)
+        raise ModelError(f"{file}: {error}") from None
 
 
 def _changed(shape: GPTShape, context: int | None, vocab_size: int | None) -> GPTShape:
@@ -207,6 +276,12 @@ def _one_of(config: Mapping[str, Any], name: str, able: tuple[Any, ...], *, defa
     value = config.get(name, default)
     if value not in able:
         raise ModelError(f"{name} = {value!r}: this GPT-2 can only do {' or '.join(map(repr, able))}")
+    return value
+
+
+def _whole_number(value: Any, name: str) -> int:
+    if not isinstance(value, int):
+        raise ModelError(f"{name} = {value!r}: a whole number is wanted")
     return value
 
 

@@ -8,6 +8,8 @@ against (tests/parity/test_peft.py); adapter.py has its files.
     train_new_rows(model, 50_257)                       # tokens from this id on are new: their rows are learned too
     …
     merge_lora(model)                                   # a plain GPT again
+
+A classifier's head (`score`) is new, so it is learned with every adapter, or alone (`freeze_body`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gptlab.errors import UserError, nearest
+from gptlab.model.classifier import HEADS, is_classifier
 from gptlab.model.gpt import GPT
+from gptlab.model.rnn import RNN
 from gptlab.settings import Section
 
 LAYER_NORMS = ("ln_1", "ln_2", "ln_f")
@@ -125,13 +129,18 @@ class _WithRows(torch.autograd.Function):
         return None, d_whole[-ctx.new :].clone()  # a view would keep the vocabulary's gradient alive
 
 
-def add_lora(model: GPT, settings: LoraSettings, *, initialize: bool = True) -> None:
-    """Wraps the target layers in place and freezes all that the settings do not let learn.
+def add_lora(model: GPT | RNN, settings: LoraSettings, *, initialize: bool = True) -> None:
+    """Wraps the target layers in place and freezes all that the settings do not let learn, but a classifier's head.
 
     The base's weights stay where they are, in `base_layer`. torch's global generator decides A; with `initialize` false
-    A and B are left for a reader to fill. UserError for a name that the model has not, or that is both a target and in
-    `also_train`, and where the model has an adapter.
+    A and B are left for a reader to fill. UserError for an RNN, for a name that the model has not, or that is both a
+    target and in `also_train`, and where the model has an adapter.
     """
+    if not isinstance(model, GPT):
+        raise UserError(
+            f"lora: the model is an RNN ({model.shape.cell}), and adapters are for the layers of a GPT; leave [lora] "
+            "out, an RNN is small enough to be tuned whole"
+        )
     if lora_settings(model) is not None:
         raise UserError("this model has an adapter already: merge_lora(model) first")
     targets = _find(linear_layers(model), settings.targets, "lora.targets")
@@ -162,7 +171,10 @@ def train_new_rows(model: GPT, first: int) -> None:
     if not 0 < first < model.shape.vocab_size:
         raise ValueError(f"first = {first}: no row of a vocabulary of {model.shape.vocab_size}, or all of them")
     rows: dict[Tensor, nn.Parameter] = {}  # by the weight: a tied head has the embedding's
-    for name, layer in (("wte", model.wte), ("lm_head", model.lm_head)):
+    tables: dict[str, nn.Embedding | nn.Linear] = {"wte": model.wte}
+    if not is_classifier(model):
+        tables["lm_head"] = model.lm_head
+    for name, layer in tables.items():
         weight = layer.weight
         if not weight.requires_grad:
             if weight not in rows:
@@ -170,7 +182,7 @@ def train_new_rows(model: GPT, first: int) -> None:
             model.set_submodule(name, NewRows(layer, rows[weight]))
 
 
-def merge_lora(model: GPT) -> None:
+def merge_lora(model: nn.Module) -> None:
     """Makes an adapted model a plain one in place: W + s · B · A, new rows in their place, everything trainable again.
 
     A plain model is left as it is.
@@ -187,7 +199,7 @@ def lora_settings(model: nn.Module) -> LoraSettings | None:
     return next((module.settings for module in model.modules() if isinstance(module, LoraLinear)), None)
 
 
-def adapter_parameters(model: GPT) -> dict[str, nn.Parameter]:
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What an adapted model learns, and all that its adapter stores, by the model's names; {} for a plain one."""
     settings = lora_settings(model)
     if settings is None:
@@ -205,14 +217,24 @@ def adapter_parameters(model: GPT) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if parameter in learned
         or name.endswith((".lora_A", ".lora_B", ".rows"))
+        or name.startswith("score.")
         or ("biases" in settings.also_train and name.endswith(".bias"))
     }
 
 
-def trainable_counts(model: GPT) -> dict[str, int]:
+def freeze_body(model: nn.Module) -> None:
+    """Lets a classifier learn its head alone. ValueError for a language model."""
+    if not is_classifier(model):
+        raise ValueError("a language model has no head of its own to learn alone")
+    model.requires_grad_(False)
+    model.score.requires_grad_(True)
+
+
+def trainable_counts(model: GPT | RNN) -> dict[str, int]:
     """How many numbers are learned, by what they are, in sum ("trainable"), and how many the model has ("all").
 
-    A LayerNorm whose bias alone is learned counts among the biases; a tied head is an embedding.
+    A LayerNorm whose bias alone is learned counts among the biases; a tied head is an embedding. What else is inside
+    the blocks of a GPT, or the layers of an RNN, is "other".
     """
     counts = dict.fromkeys(("adapters", "layer_norms", "biases", "embeddings", "head", "other", "trainable", "all"), 0)
     for name, parameter in model.named_parameters():
@@ -229,11 +251,11 @@ def _part(name: str, module: nn.Module) -> str:
         return "adapters"
     if isinstance(module, nn.LayerNorm) and module.weight.requires_grad:
         return "layer_norms"
-    if name.endswith(".bias"):
+    if name.startswith(HEADS):
+        return "head"
+    if name.rpartition(".")[2].startswith("bias"):  # of an RNN bias_ih_l0, …
         return "biases"
-    if name.startswith(("wte.", "wpe.")):
-        return "embeddings"
-    return "other" if name.startswith("h.") else "head"
+    return "embeddings" if name.startswith(("wte.", "wpe.")) else "other"
 
 
 def linear_layers(model: GPT) -> list[str]:
@@ -241,7 +263,7 @@ def linear_layers(model: GPT) -> list[str]:
     return [f"h.{name}" for name, module in model.h.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _simple_modules(model: GPT) -> dict[str, nn.Module]:
+def _simple_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that have weights of their own, by name."""
     kinds = nn.Linear | nn.LayerNorm | nn.Embedding
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}

@@ -1,4 +1,4 @@
-"""Files of weights, read a tensor at a time, and a model that is filled from them.
+"""Files of weights, read a tensor at a time, and a model that is filled from them; its tables and layers changed.
 
 .safetensors files are mapped into memory, and so is what torch.save has written since torch 1.6, a zip archive. Older
 pickles (GPT-2's and DialoGPT's first ones) are read whole and freed tensor by tensor. Pickles are read with torch's
@@ -7,22 +7,25 @@ pickles (GPT-2's and DialoGPT's first ones) are read whole and freed tensor by t
 
 from __future__ import annotations
 
+import copy
 import json
 import mmap
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.types import Storage
 
 from gptlab.errors import ModelError
-from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.classifier import is_classifier, new_model
+from gptlab.model.gpt import GPT, Block, GPTShape
+from gptlab.model.rnn import RNN, RNNShape
 
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
 """The causal mask, which old files hold among the weights."""
@@ -31,8 +34,11 @@ FEW_ROWS = 1024
 """Of a table of embeddings, where a copy of all its rows would be too large."""
 
 
+S = TypeVar("S", GPTShape, RNNShape)
+
+
 @dataclass(frozen=True)
-class Stored:
+class Stored(Generic[S]):
     """A model as it lies on disk.
 
     path:       where
@@ -40,24 +46,26 @@ class Stored:
     shape:      of all that is stored
     tensors:    by the file's names, with or without "transformer."; read when asked for, once
     layout:     turns the tensor of a name from the file's layout into the model's, and back
+    labels:     of a classifier, in the order of their ids; None for a language model
     """
 
     path: Path
     settings: str
-    shape: GPTShape
+    shape: S
     tensors: Iterator[tuple[str, Tensor]]
     layout: Callable[[str, Tensor], Tensor]
+    labels: tuple[str, ...] | None = None
 
 
 @torch.no_grad()
-def fill(model: GPT, stored: Stored) -> None:
+def fill(model: GPT | RNN, stored: Stored) -> None:
     """Copies the stored tensors into the model's parameters, whatever their floating-point type.
 
     Where the model has fewer positions or more tokens, the rows that both have. ModelError names everything that is
     missing, unexpected or wrongly shaped.
     """
     with torch.device("meta"):
-        expected = dict(GPT(stored.shape).named_parameters())
+        expected = dict(new_model(stored.shape, stored.labels).named_parameters())
     parameters = dict(model.named_parameters())
     missing, wrong = set(expected), []
     tied_head = None
@@ -65,7 +73,7 @@ def fill(model: GPT, stored: Stored) -> None:
         name = stored_name.removeprefix("transformer.")
         if name.endswith(MASK_BUFFERS):
             continue
-        if name == "lm_head.weight" and stored.shape.tie_head:
+        if name == "lm_head.weight" and tied(model):
             tied_head = tensor
             continue
         missing.discard(name)
@@ -97,25 +105,60 @@ def start_at_mean(table: Tensor, old_rows: int) -> None:
 
 
 @torch.no_grad()
-def extend_vocabulary(model: GPT, vocab_size: int, known: int | None = None) -> None:
+def extend_vocabulary(model: GPT | RNN, vocab_size: int, known: int | None = None) -> None:
     """Gives the model rows for ids up to `vocab_size`, if it has fewer, and sets those from `known` (by default what it
     has) to the mean of the rows before: published tables are often longer than their tokenizer."""
     known = model.shape.vocab_size if known is None else known
-    tables: list[torch.nn.Embedding | torch.nn.Linear] = [model.wte]
-    if not model.shape.tie_head:
-        tables.append(model.lm_head)
-    for table in tables:
+    for table in token_tables(model).values():
         weight = table.weight
         if vocab_size > len(weight):
             grown = weight.new_empty(vocab_size, weight.shape[1])
             grown[: len(weight)] = weight
-            table.weight = torch.nn.Parameter(grown)
+            table.weight = nn.Parameter(grown)
         start_at_mean(table.weight.data, known)
-    if model.shape.tie_head:
-        model.lm_head.weight = model.wte.weight
     rows = len(model.wte.weight)
-    model.wte.num_embeddings = model.lm_head.out_features = rows
+    model.wte.num_embeddings = rows
+    if not is_classifier(model):
+        model.lm_head.out_features = rows
+    if tied(model):
+        model.lm_head.weight = model.wte.weight
     model.shape = replace(model.shape, vocab_size=rows)
+
+
+def token_tables(model: GPT | RNN) -> dict[str, nn.Embedding | nn.Linear]:
+    """The modules with a row of their own for each token, by name: wte, and an lm_head that is not tied to it."""
+    return {"wte": model.wte} if tied(model) or is_classifier(model) else {"wte": model.wte, "lm_head": model.lm_head}
+
+
+def tied(model: GPT | RNN) -> bool:
+    """Whether the model has an output layer over the vocabulary whose weights are the embedding's."""
+    return model.shape.tie_head and not is_classifier(model)
+
+
+def keep_layers(model: GPT, layers: Sequence[int]) -> GPT:
+    """A copy of the model with these of its layers alone, numbered from 0 in ascending order, as DistilGPT2 begins from
+    GPT-2. ModelError where it has not these layers.
+
+    Sanh et al., "DistilBERT, a distilled version of BERT" (2019), section 3, by which one layer out of two is kept.
+    """
+    n_layer = model.shape.n_layer
+    if not layers or list(layers) != sorted(set(layers).intersection(range(n_layer))):
+        raise ModelError(
+            f"layers {list(layers)}: the model has {n_layer} layers; wanted are some of 0 to {n_layer - 1}, ascending"
+        )
+    dropped = [block for number, block in enumerate(model.h) if number not in layers]
+    shallow = copy.deepcopy(model, {id(block): block for block in dropped})  # which are not copied
+    shallow.h = nn.ModuleList(shallow.h[layer] for layer in layers)
+    for number, block in enumerate(shallow.h):
+        assert isinstance(block, Block)
+        block.attn.layer = number  # its place in a cache
+    shallow.shape = replace(model.shape, n_layer=len(layers))
+    return shallow
+
+
+def every_second(n_layer: int) -> tuple[int, ...]:
+    """0, 2, 4, …: the layers that "every-second" keeps of so many."""
+    return tuple(range(0, n_layer, 2))
 
 
 def _copy_rows(source: Tensor, target: Tensor) -> None:

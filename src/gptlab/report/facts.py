@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gptlab.report import class_facts
 from gptlab.run.run import Run
 from gptlab.settings import to_toml
 
@@ -14,6 +15,9 @@ SHOWN_SAMPLES = 8
 
 SETS = {"validation": "validation", "validation_sampled": "validation, a sample"}
 """What the lines of metrics.jsonl scored."""
+
+SAID_ELSEWHERE = ("command", "data", "labels", "teacher", "trainable")
+"""What of origin.json has a place of its own."""
 
 Facts = dict[str, Any]
 Record = dict[str, Any]
@@ -25,7 +29,10 @@ def gather(run: Run) -> Facts:
     data, samples = origin.get("data", {}), recipe.get("samples", {})
     steps = [line for line in metrics if line["event"] == "step"]
     best_step = (state.get("best") or {}).get("step")
-    scores = list(_scored(run.evaluation)) or _validated(metrics, best_step)
+    classes = class_facts.classes(recipe, origin, _last(steps, "epoch"))
+    scores = _scores(run.evaluation, metrics, best_step, class_facts.teacher_scores(origin))
+    if classes:
+        scores = class_facts.add_baseline(classes, scores)
     best = _row(scores, "best", "validation")
     dialogues = _dialogues(recipe.get("data", {}), data)
     return {
@@ -37,8 +44,11 @@ def gather(run: Run) -> Facts:
         "parameters": origin.get("parameters"),
         "tuning": _tuning(recipe, origin),
         "dialogues": dialogues,
-        "unit": "answer token" if dialogues and dialogues["learn"] == "answers" else "token",
+        "classes": classes,
+        "distillation": class_facts.distillation(recipe, origin),
+        "unit": _unit(dialogues, classes),
         "scores": scores,
+        "best_step": best_step,
         "best": best,
         "best_by": _best_by(recipe.get("validation", {}), metrics),
         "start": _row(scores, "start", best["on"]) if best else None,
@@ -55,7 +65,7 @@ def gather(run: Run) -> Facts:
         "recipe": to_toml(recipe),
         "command": _last([line for line in metrics if line["event"] == "start"], "command") or origin.get("command"),
         "device": origin.get("device"),
-        "origin": {key: value for key, value in origin.items() if key not in ("command", "data", "trainable")},
+        "origin": {key: value for key, value in origin.items() if key not in SAID_ELSEWHERE},
     }
 
 
@@ -70,6 +80,8 @@ def _tuning(recipe: Mapping[str, Any], origin: Mapping[str, Any]) -> Facts | Non
     return {
         "start": name,
         "lora": recipe.get("lora"),
+        "head_alone": recipe.get("training", {}).get("parameters") == "head",
+        "keep_layers": recipe.get("model", {}).get("keep_layers"),
         "trainable": origin.get("trainable"),
         "added_tokens": max(0, after - before) if before and after else 0,  # a start may have more rows than tokens
     }
@@ -82,11 +94,24 @@ def _dialogues(settings: Mapping[str, Any], data: Mapping[str, Any]) -> Facts | 
     return {"template": data.get("template"), **{key: settings.get(key) for key in ("learn", "pack", "history")}}
 
 
+def _unit(dialogues: Facts | None, classes: Facts | None) -> str:
+    """What a loss is over."""
+    return "text" if classes else "answer token" if dialogues and dialogues["learn"] == "answers" else "token"
+
+
+def _scores(
+    evaluation: Mapping[str, Any], metrics: Sequence[Record], best_step: int | None, teacher: Sequence[Record]
+) -> list[Record]:
+    """The sets of scores there are. `nats` of each is what models with and without a teacher are compared by."""
+    found = [*teacher, *(list(_scored(evaluation)) or _validated(metrics, best_step))]
+    return [{**row, "nats": row.get("cross_entropy", row["loss"])} for row in found]
+
+
 def _scored(tree: Mapping[str, Any], path: tuple[str, ...] = (), outer: Record | None = None) -> Iterator[Record]:
     """The sets of scores in evaluation.json ("best" → "validation" → {...}), each with what is said further out."""
     known = {**(outer or {}), **{key: value for key, value in tree.items() if not isinstance(value, Mapping)}}
-    if "perplexity" in tree:
-        yield {**known, "model": path[0], "on": path[-1]}
+    if "loss" in tree:
+        yield {**known, **tree, "model": path[0], "on": path[-1]}
         return
     for key, value in tree.items():
         if isinstance(value, Mapping):

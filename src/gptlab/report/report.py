@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab import words
-from gptlab.report import markdown, tables, tuning_tables
-from gptlab.report.facts import gather
+from gptlab.report import class_tables, markdown, tables, tuning_tables
+from gptlab.report.facts import Facts, gather
 from gptlab.report.table import pairs
 from gptlab.run.files import write_text
 
@@ -27,27 +27,40 @@ if TYPE_CHECKING:
 
 def write_report(run: Run) -> Path:
     """Writes report.html, report.md and plots/ into the run's folder; returns the path of report.html."""
-    from gptlab.report.plots import draw_plots
-
     files, facts, templates = run.report_files, gather(run), _templates()
-    unigram = None if facts["tuning"] else facts["unigram_perplexity"]  # a tuned model is held against its start
     view = {
         **facts,
         "figures": tables.key_figures(facts),
+        "verdicts": class_tables.verdicts(facts),
         "tuning_pairs": tuning_tables.tuning(facts),
+        "distillation_pairs": class_tables.distillation(facts),
         "score_table": tables.scores(facts),
+        "class_table": class_tables.per_class(facts),
+        "confusion_table": class_tables.confusion(facts),
         "reward_table": tuning_tables.rewards(facts),
         "source_table": tables.sources(facts),
+        "class_count_table": class_tables.class_counts(facts),
         "data_pairs": tables.data(facts),
         "cost_pairs": tables.cost(facts),
         "origin_pairs": pairs(facts["origin"]),
         "sampling_words": tables.sampling(facts),
         "summary": re.sub(r"[ \n]+", " ", templates.get_template("summary.jinja").render(facts)).strip(),
-        "plots": draw_plots(run.metrics(), files.plots, unigram, facts["unit"]),
+        "plots": _plots(run, facts),
     }
     for path in (files.markdown, files.html):
         write_text(path, templates.get_template(f"{path.name}.jinja").render(view))
     return files.html
+
+
+def _plots(run: Run, facts: Facts) -> dict[str, str]:
+    from gptlab.report.class_plots import draw_class_plots
+    from gptlab.report.plots import draw_plots
+
+    metrics, folder = run.metrics(), run.report_files.plots
+    if facts["classes"]:
+        return draw_class_plots(metrics, folder, facts)
+    unigram = None if facts["tuning"] else facts["unigram_perplexity"]  # a tuned model is held against its start
+    return draw_plots(metrics, folder, unigram, facts["unit"])
 
 
 def split_loop(text: str) -> tuple[str, str, str]:

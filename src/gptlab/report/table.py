@@ -18,7 +18,8 @@ Pairs = list[tuple[str, str]]
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str | None]]
 
-NUMBERS = re.compile(r"[-\d.,/\s∞]*( %| bytes| [kMGT]?B)?")
+NUMBERS = re.compile(r"[-\d.,/\s∞]*(\s%| bytes| [kMGT]?B)?(\s\[[-\d., ]+\]| \([\d.]+\s%\))?")
+"""A number with its unit, and behind it its interval or share."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,20 @@ def label(key: str) -> str:
 def put(text: Callable[[Any], str], value: Any) -> str | None:
     """The value in words; None stays None."""
     return None if value is None else text(value)
+
+
+def step_name(row: Mapping[str, Any]) -> str:
+    """Which model a row's scores are of: "best, step 500"."""
+    return ", step ".join(filter(None, [row["model"], put(words.number, row.get("step"))]))
+
+
+def left_out(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
+    """What of a source is not as it was or not there: its counts, by `reasons` (key → words), and what was bad in it,
+    by cause; with the first places where they are known."""
+    found = [(row[key], what, row.get(f"{key}_at", ())) for key, what in reasons.items() if row.get(key)]
+    found += [(count, f"bad: {cause}", row["bad_at"][cause]) for cause, count in row.get("bad", {}).items()]
+    return "; ".join(f"{words.number(count)} {what}{_places(places, count)}" for count, what, places in found)
+
+
+def _places(places: Sequence[str], count: int) -> str:
+    return f" ({', '.join([*places, *(['…'] if len(places) < count else [])])})" if places else ""

@@ -6,39 +6,48 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptlab import words
-from gptlab.report import tuning_tables
-from gptlab.report.table import Pairs, Table, label, make_table, pairs, put, text
+from gptlab.report import class_tables, tuning_tables
+from gptlab.report.table import Pairs, Table, label, make_table, pairs, put, step_name, text
 
 WINDOW = ("context", "stride")
 
 
 def key_figures(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, remark) of the handful of numbers a reader looks for first."""
-    best, test, cost = facts["best"], facts["test"], facts["cost"]
+    cost = facts["cost"]
+    epochs = put("{:.2f} epochs".format, cost["epochs"])
+    rate = put("{} a second".format, _rate(cost)) if facts["classes"] else None
     found = [
-        *tuning_tables.changes(facts),
-        ("validation perplexity", _perplexity(best), f"best, step {words.number(best['step'])}" if best else ""),
-        ("test perplexity", _perplexity(test), "the same checkpoint"),
-        (
-            "unigram model",
-            None if facts["tuning"] else put(words.perplexity, facts["unigram_perplexity"]),
-            "knows token frequencies alone",
-        ),
+        *(class_tables.key_figures(facts) if facts["classes"] else _language_figures(facts)),
         ("parameters", put(words.large, facts["parameters"]), tuning_tables.trained_in_words(facts)),
-        (_seen(facts), put(words.large, cost["tokens"]), put("{:.2f} epochs".format, cost["epochs"])),
+        (_seen(facts), put(words.large, cost["tokens"]), ", ".join(filter(None, [epochs, rate]))),
         ("training time", put(words.duration, cost["seconds"]), facts["device"] if cost["seconds"] else ""),
     ]
     return [(what, figure, str(remark or "")) for what, figure, remark in found if figure]
 
 
+def _language_figures(facts: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
+    best, test = facts["best"], facts["test"]
+    unigram = None if facts["tuning"] else put(words.perplexity, facts["unigram_perplexity"])
+    return [
+        *tuning_tables.changes(facts),
+        ("validation perplexity", _perplexity(best), f"best, step {words.number(best['step'])}" if best else ""),
+        ("test perplexity", _perplexity(test), "the same checkpoint"),
+        ("unigram model", unigram, "knows token frequencies alone"),
+    ]
+
+
 def scores(facts: Mapping[str, Any]) -> Table:
     """One row for each checkpoint and set of texts scored."""
+    if facts["classes"]:
+        return class_tables.scores(facts)
     unit, dialogues = facts["unit"], facts["dialogues"]
     window = WINDOW[:1] if dialogues and not dialogues["pack"] else WINDOW  # a dialogue is a row of its own
     return make_table(facts["scores"], [
-        ("model", lambda row: ", step ".join(filter(None, [row["model"], put(words.number, row.get("step"))]))),
+        ("model", step_name),
         ("on", lambda row: row["on"]),
-        (f"nats per {unit}", lambda row: put("{:.4f}".format, row.get("loss"))),
+        (f"nats per {unit}", lambda row: put("{:.4f}".format, row.get("nats"))),
+        ("loss with the teacher's share", class_tables.mixed_loss),
         (f"perplexity per {unit}", lambda row: put(words.perplexity, row.get("perplexity"))),
         ("of the unigram model", lambda row: put(words.perplexity, row.get("unigram_perplexity"))),
         ("perplexity per word", lambda row: put(words.perplexity, row.get("perplexity_per_word"))),
@@ -52,6 +61,8 @@ def sources(facts: Mapping[str, Any]) -> Table:
     """What each source gave."""
     if facts["dialogues"]:
         return tuning_tables.dialogue_sources(facts["sources"])
+    if facts["classes"]:
+        return class_tables.sources(facts["sources"])
     keys = dict.fromkeys(key for row in facts["sources"] for key in row)
     heads = {"name": "source"}
     return make_table(facts["sources"], [(heads.get(key, label(key)), _value(key)) for key in keys])
@@ -70,7 +81,7 @@ def cost(facts: Mapping[str, Any]) -> Pairs:
         ("sessions", words.number(cost["sessions"]) if cost["sessions"] > 1 else None),
         (_seen(facts), put(words.number, cost["tokens"])),
         ("epochs", put("{:.2f}".format, cost["epochs"])),
-        (f"{facts['unit']}s per second", put(lambda rate: words.number(round(rate)), cost["tokens_per_second"])),
+        (f"{facts['unit']}s per second", _rate(cost)),
         ("peak memory", put(words.size, cost["memory_bytes"])),
         ("share of the machine's measured peak", put(words.share, cost["peak_share"])),
         ("precision", cost["precision"]),
@@ -101,6 +112,11 @@ def data(facts: Mapping[str, Any]) -> Pairs:
 def _seen(facts: Mapping[str, Any]) -> str:
     """What the run's tokens are called: of dialogues more are read than are learned."""
     return "tokens seen" if facts["unit"] == "token" else f"{facts['unit']}s learned from"
+
+
+def _rate(cost: Mapping[str, Any]) -> str | None:
+    """Items a second; of a few with a fraction."""
+    return put(lambda rate: f"{rate:,.{0 if rate >= 10 else 1}f}", cost["tokens_per_second"])
 
 
 def _value(key: str) -> Callable[[Mapping[str, Any]], str | None]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptlab import words
-from gptlab.report.table import Pairs, Table, label, make_table, put
+from gptlab.report.table import Pairs, Table, label, left_out, make_table, put
 
 LEFT_OUT = {
     "cut": "cut",
@@ -25,7 +25,8 @@ def tuning(facts: Mapping[str, Any]) -> Pairs:
     lora = tuning["lora"] or {}
     found = [
         ("tuned from", tuning["start"]),
-        ("method", "LoRA" if lora else "all weights"),
+        ("method", "LoRA" if lora else "the head alone" if tuning["head_alone"] else "all weights"),
+        ("layers kept", put(_layers, tuning["keep_layers"])),
         ("rank", put(str, lora.get("rank"))),
         ("alpha", put("{:g}".format, lora.get("alpha"))),
         ("scaling", "rsLoRA: alpha / √rank" if lora.get("rslora") else None),
@@ -49,8 +50,9 @@ def changes(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     best, start, rewards = facts["best"], facts["start"], facts["rewards"]
     found = []
     if best and start:
-        figure = f"{start['loss']:.3f} → {best['loss']:.3f}"
-        found.append((f"validation loss per {facts['unit']}", figure, _span(best["step"])))
+        figure = f"{start['nats']:.3f} → {best['nats']:.3f}"
+        what = "cross-entropy" if facts["distillation"] else "loss"
+        found.append((f"validation {what} per {facts['unit']}", figure, _span(best["step"])))
     if rewards:
         first, shown = rewards["rows"][0], rewards["shown"]
         begun = [first["mean"]] if first["step"] == 0 < shown["step"] else []
@@ -82,7 +84,7 @@ def dialogue_sources(sources: Sequence[Mapping[str, Any]]) -> Table:
         ("split", lambda row: row.get("split")),
         *((head, lambda row, key=key: put(words.number, row.get(key))) for key, head in counts.items()),
         ("tokens a row: median, 90 %, 99 %, longest", lambda row: " / ".join(map(words.number, row["percentiles"]))),
-        ("cut, left out", _left_out),
+        ("cut, left out", lambda row: left_out(row, LEFT_OUT)),
     ])  # fmt: skip
 
 
@@ -106,18 +108,13 @@ def _trainable(counts: Mapping[str, int]) -> str:
     return ": ".join(filter(None, [whole, ", ".join(parts)]))
 
 
+def _layers(kept: str | Sequence[int]) -> str:
+    return "every second" if kept == "every-second" else ", ".join(map(str, kept))
+
+
 def _percent(counts: Mapping[str, int]) -> str:
     return f"{100 * counts['trainable'] / counts['all']:.2f} %"
 
 
 def _span(step: int) -> str:
     return f"from the start to step {words.number(step)}"
-
-
-def _left_out(row: Mapping[str, Any]) -> str:
-    found = [f"{words.number(row[key])} {what}" for key, what in LEFT_OUT.items() if row.get(key)]
-    for cause, count in row.get("bad", {}).items():
-        places = row["bad_at"][cause]
-        more = ["…"] if len(places) < count else []
-        found.append(f"{words.number(count)} bad: {cause} ({', '.join([*places, *more])})")
-    return "; ".join(found)

@@ -1,8 +1,9 @@
 """What is inside a checkpoint; written atomically, verified before it is read.
 
-A checkpoint is a folder in Hugging Face's format (model or PEFT's adapter, tokenizer, chat template) and, for
-continuing, optimizer.safetensors (keyed by parameter name), random.safetensors and state.json. manifest.json has the
-size and SHA-256 of every file: a folder without a valid manifest does not exist for the reader.
+A checkpoint is a folder in Hugging Face's format (model or PEFT's adapter, tokenizer, chat template; of an RNN the
+model's files are the lab's own) and, for continuing, optimizer.safetensors (keyed by parameter name),
+random.safetensors and state.json. manifest.json has the size and SHA-256 of every file: a folder without a valid
+manifest does not exist for the reader.
 
     .NAME.writing    being written; never read, removed by the next save
     .NAME.replaced   what NAME was, while a new NAME is put in its place
@@ -26,8 +27,8 @@ from torch import Tensor
 
 from gptlab.errors import CheckpointError
 from gptlab.model.adapter import save_adapter
-from gptlab.model.gpt import GPT
-from gptlab.model.huggingface import save_model, write_tensors
+from gptlab.model.folder import Model, save_model
+from gptlab.model.huggingface import write_tensors
 from gptlab.model.lora import lora_settings
 from gptlab.run.files import flush_folder, from_json, to_json, write_text
 from gptlab.text.dialogue import Template
@@ -82,7 +83,7 @@ class Base:
 
 def save_checkpoint(
     folder: Path,
-    model: GPT,
+    model: Model,
     tokenizer: Tokenizer,
     state: TrainingState | None,
     *,
@@ -109,10 +110,10 @@ def save_checkpoint(
 
 
 def save_parts(
-    folder: Path, model: GPT, tokenizer: Tokenizer, template: Template | None, *, base_name: str | None = None
+    folder: Path, model: Model, tokenizer: Tokenizer, template: Template | None, *, base_name: str | None = None
 ) -> None:
     """Writes what transformers reads into `folder`: weights, tokenizer, chat template; of a model that is adapted to
-    `base_name` the adapter alone, as PEFT reads it."""
+    `base_name` the adapter alone, as PEFT reads it. (Of an RNN transformers reads the tokenizer only.)"""
     if base_name is None:
         end = template.end_id(tokenizer) if template else tokenizer.eos_id
         save_model(model, folder, eos_id=end, bos_id=tokenizer.eos_id)
@@ -123,8 +124,9 @@ def save_parts(
         template.save(folder)
 
 
-def checkpoint_bytes(model: GPT, state: TrainingState | None) -> int:
-    """The size of a checkpoint: its tensors, and 100 bytes for each token of the vocabulary and 100 kB besides."""
+def checkpoint_bytes(model: Model, state: TrainingState | None) -> int:
+    """The size of a checkpoint: its tensors (of an adapted model those that are trained, else all), and 100 bytes for
+    each token of the vocabulary and 100 kB besides."""
     adapted = lora_settings(model) is not None
     tensors: list[Tensor] = [p for p in model.parameters() if p.requires_grad or not adapted]
     if state is not None:

@@ -10,9 +10,9 @@ import torch
 
 from gptlab.device import pick_device
 from gptlab.errors import GptlabError, ModelError, TokenizerError, UserError, nearest
-from gptlab.model.adapter import adapter_vocab_size, is_adapter, load_adapter
-from gptlab.model.gpt import GPT
-from gptlab.model.huggingface import load_model
+from gptlab.model.adapter import LABELS, adapter_labels, adapter_vocab_size, is_adapter, load_adapter
+from gptlab.model.classifier import as_classifier, labels_of
+from gptlab.model.folder import Model, load_model, read_labels
 from gptlab.model.lora import merge_lora
 from gptlab.model.nanogpt import is_nanogpt
 from gptlab.model.weights import extend_vocabulary
@@ -24,10 +24,11 @@ from gptlab.text.tokenizer import Tokenizer
 from gptlab.text.vocabulary import FILES, PAIRS, TOKENIZER_JSON
 
 Which = Literal["best", "last"] | int | None
+Task = Literal["language", "classification"]
 
 SAFE_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", *FILES,
+    "adapter_config.json", "adapter_model.safetensors", LABELS, "chat_template.jinja", *FILES,
 )  # fmt: skip
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """What is fetched from the hub; the second only where a repository has no safetensors."""
@@ -35,7 +36,7 @@ PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    """A model ready to use.
+    """A model ready to use: a GPT or an RNN, a language model or a classifier.
 
     model:     in eval mode, on its device; an adapter is merged into its base
     tokenizer: the folder's, None where it has none
@@ -45,12 +46,17 @@ class OpenModel:
     name:      what it was called by
     """
 
-    model: GPT
+    model: Model
     tokenizer: Tokenizer | None
     template: Template | None
     folder: Path
     name: str
     template_fault: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """A classifier's classes, in the order of its logits; None for a language model."""
+        return labels_of(self.model)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer; TokenizerError where the folder has none."""
@@ -68,14 +74,19 @@ def open_model(
     device: torch.device | str = "auto",
     runs: str | Path = "runs",
     checkpoint: Which = None,
+    task: Task | None = None,
 ) -> OpenModel:
     """Finds and loads a model (see `find_model`) and the tokenizer beside it.
+
+    `task`: what it is wanted for; UserError, before its weights are read, where it is a model of the other kind.
 
     Raises ModelError where it is not found or not readable, RunError where the run lacks the checkpoint,
     CheckpointError where it is damaged, TokenizerError where the tokenizer has more tokens than the model.
     """
     at = device if isinstance(device, torch.device) else pick_device(device)
     folder = find_model(str(name), runs=Path(runs), checkpoint=checkpoint)
+    if task is not None:
+        _require_task(task, str(name), read_labels(folder))
     tokenizer = read_tokenizer(folder)
     model = load_weights(folder, device=at, runs=Path(runs)).eval()
     if tokenizer is not None and tokenizer.vocab_size > model.shape.vocab_size:
@@ -100,14 +111,20 @@ def load_weights(
     vocab_size: int | None = None,
     dropout: float | None = None,
     merged: bool = True,
-) -> GPT:
-    """The model in a folder, as `load_model` reads it; an adapter with its base, merged into it or as it is trained."""
+) -> Model:
+    """The model in a folder, as `load_model` reads it; an adapter with its base, merged into it or as it is trained.
+
+    Draws no random numbers.
+    """
     if not is_adapter(folder):
         return load_model(folder, device=device, context=context, vocab_size=vocab_size, dropout=dropout)
     model = load_model(
         base_of(folder, runs), device=device, context=context or trained_context(folder),
         vocab_size=adapter_vocab_size(folder), dropout=dropout,
     )  # fmt: skip
+    if (labels := adapter_labels(folder)) is not None:
+        with torch.random.fork_rng(devices=[]):  # the adapter has the head's weights
+            model = as_classifier(model, labels)
     load_adapter(model, folder)
     if merged:
         merge_lora(model)
@@ -163,6 +180,19 @@ def parse_checkpoint(which: str | None) -> Which:
     if which.isdecimal():
         return int(which)
     raise UserError(f"--checkpoint {which}: wanted best, last or the number of a step")
+
+
+def _require_task(task: Task, name: str, labels: tuple[str, ...] | None) -> None:
+    """UserError where a model with these labels is not for this task."""
+    if task == "language" and labels is not None:
+        raise UserError(
+            f"{name}: is a classifier of {len(labels)} classes and writes no text; gptlab classify {name} TEXT asks it"
+        )
+    if task == "classification" and labels is None:
+        raise UserError(
+            f"{name}: is a language model and has no classes; gptlab generate {name} PROMPT writes with it, and gptlab "
+            'train makes a classifier of it (start = MODEL, data.kind = "labels")'
+        )
 
 
 def _is_model(path: Path) -> bool:

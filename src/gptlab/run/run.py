@@ -17,7 +17,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from gptlab.errors import CheckpointError, RunError, nearest
-from gptlab.model.gpt import GPT
+from gptlab.model.folder import Model
 from gptlab.run import checkpoint as checkpoints
 from gptlab.run.checkpoint import Base, TrainingState
 from gptlab.run.files import append_records, from_json, read_records, read_tree, to_json, write_bytes, write_text
@@ -187,7 +187,7 @@ class Run:
     def save_checkpoint(
         self,
         step: int,
-        model: GPT,
+        model: Model,
         tokenizer: Tokenizer,
         state: TrainingState,
         *,

@@ -14,7 +14,6 @@ from gptlab.errors import CheckpointError, TrainingStopped
 from gptlab.kernels.layers import training_kernels
 from gptlab.kernels.native import kernels
 from gptlab.model.build import flops_per_token
-from gptlab.objectives.language import LanguageObjective
 from gptlab.run.checkpoint import load_state
 from gptlab.run.run import Run
 from gptlab.training.auto import choose_size
@@ -29,6 +28,7 @@ from gptlab.training.continuing import (
 from gptlab.training.ending import evaluate_ends, in_words
 from gptlab.training.fit import decide_micro_batch, memory_errors
 from gptlab.training.judge import Judge
+from gptlab.training.lesson import make_lesson
 from gptlab.training.loop import Engine, State, deterministic, train
 from gptlab.training.optimizer import Optimizer, check_device
 from gptlab.training.origin import make_origin
@@ -43,7 +43,7 @@ from gptlab.training.screen import (
     screen,
     sources_table,
 )
-from gptlab.training.start import Vocabulary, find_start, make_base, make_model, outline
+from gptlab.training.start import find_start, make_base, make_model, outline
 from gptlab.training.watch import RunWatcher, stop_signals
 
 
@@ -85,7 +85,8 @@ def train_recipe(
     progress.table("data", *sources_table(data))
     vocabulary = data.vocabulary
     if existing and start:  # whose own tokenizer has the added tokens already
-        vocabulary = Vocabulary(vocabulary.size, existing.origin["start"].get("first_added"))
+        vocabulary = replace(vocabulary, first_added=existing.origin["start"].get("first_added"))
+    labels = vocabulary.labels or ()
     writes = place.type == "cpu" and (recipe.samples.prompts or recipe.samples.reward)
     wanted = training_kernels(place, precision.dtype) + (("decode",) if writes else ())
     with (
@@ -96,10 +97,14 @@ def train_recipe(
         recipe = choose_size(
             recipe, tokens=data.rows.scored, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops
         )
-        objective = LanguageObjective()
+        size = start.tuned_shape(recipe, vocabulary.size).vocab_size if start else vocabulary.size
+        lesson = make_lesson(
+            recipe, data, vocab_size=size, device=place, precision=precision, runs=runs, progress=progress
+        )
+        data, objective = lesson.data, lesson.objective
         with progress.busy("predicting memory"):
             fit = decide_micro_batch(
-                recipe, lambda: outline(recipe, vocabulary, start), data.rows, objective,
+                recipe, lambda: outline(recipe, vocabulary, start), lesson.outline, data.rows, classes=len(labels),
                 device=place, precision=precision, kept=kept.get("micro_batch_size"),
             )  # fmt: skip
         judge = Judge.of(recipe.samples, data, recipe.seed, device)
@@ -109,7 +114,7 @@ def train_recipe(
         recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
         disk_bytes = checkpoint_disk_bytes(shapes, recipe.checkpoints.keep)
         check_disk(folder, disk_bytes)
-        origin = make_origin(data, place, shapes, command, start if existing is None else None)
+        origin = make_origin(data, place, shapes, command, start if existing is None else None, lesson.teacher)
         run = open_run(existing, recipe, folder, origin, progress.say)
 
         with run.lock(), deterministic(recipe.training.deterministic):
@@ -146,7 +151,7 @@ def train_recipe(
                 samples=recipe.samples,
                 checkpoints=recipe.checkpoints,
                 seed=recipe.seed,
-                work_of_token=flops_per_token(model) / peak_flops,
+                work_of_item=flops_per_token(model) * data.tokens_an_item / peak_flops,
                 decided_once={
                     "device": place.type,
                     "precision": precision.name,
@@ -163,7 +168,7 @@ def train_recipe(
             machine = machine_in_words(place, precision, peak_flops, written_in)
             progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
             watcher.began(state, length, command)
-            if start and not state.step:
+            if start and not state.step and start.labels == vocabulary.labels:  # else its head is new
                 watcher.evaluate_start(state)
             try:
                 with stop_signals(progress.say) as watcher.stop_asked:
@@ -177,7 +182,8 @@ def train_recipe(
                 raise
             finally:
                 progress.end()
-            scores = evaluate_ends(run, engine, data, runs, progress)
+            context = recipe.model.numbers()["context"]
+            scores = evaluate_ends(run, engine, data, context=context, runs=runs, progress=progress)
             run.write_evaluation(scores)
             progress.say(in_words(scores))
             watcher.write_state(state, length, "finished")

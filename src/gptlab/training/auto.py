@@ -80,7 +80,8 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
         with torch.device("meta"):  # shapes without memory
             model = build_model(settings, vocab_size)
         seen = budget / flops_per_token(model)
-        candidates.append((predicted_loss(sum(p.numel() for p in model.h.parameters()), seen, tokens), depth, seen))
+        blocks = sum(p.numel() for name, p in model.named_parameters() if name.startswith("h."))
+        candidates.append((predicted_loss(blocks, seen, tokens), depth, seen))
     _, depth, seen = min(candidates)
     return {
         "model": {"n_layer": depth, "n_head": depth, "n_embd": 64 * depth, "dropout": _dropout(seen / tokens)},

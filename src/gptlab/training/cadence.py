@@ -12,6 +12,9 @@ from gptlab.settings import Section
 EVALUATIONS = 20
 """So many evaluations a run, where a recipe names no cadence."""
 
+CLASS_METRICS = ("accuracy", "matthews", "f1")
+"""What `best_by` may follow of a classifier; more is better."""
+
 SAMPLINGS = 5
 """So many times a run samples are written, where a recipe names no cadence."""
 
@@ -19,12 +22,13 @@ SAMPLINGS = 5
 class ValidationSettings(Section):
     """`[validation]`: the same rows each time. Every `every_steps` (0: up to twenty times a run) the loss on
     `sampled_rows` fixed rows; at the end of an epoch, and of the run, on the whole set. `best` follows the loss named
-    by `best_by`, or the mean reward of answers (`samples.reward`). Where it has not improved for `patience`
-    evaluations, an alarm; with `stop`, the end."""
+    by `best_by`; or the mean reward of answers (`samples.reward`); or what a classifier scores, always on the whole
+    set: accuracy, Matthews' correlation, macro F1. Where it has not improved for `patience` evaluations, an alarm; with
+    `stop`, the end."""
 
     every_steps: int = Field(0, ge=0)
     sampled_rows: int = Field(128, ge=1)
-    best_by: Literal["validation", "validation_sampled", "reward"] = "validation_sampled"
+    best_by: Literal["validation", "validation_sampled", "reward", "accuracy", "matthews", "f1"] = "validation_sampled"
     patience: int = Field(5, ge=1)
     stop: bool = False
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.batch import TextRows
+from gptlab.data.splitting import Split
 from gptlab.errors import TrainingStopped
+from gptlab.evaluation.classification_scores import class_logits, classification_scores
 from gptlab.evaluation.scores import Scorer, unigram_loss
+from gptlab.model.folder import Model
 from gptlab.objectives.base import exp
 from gptlab.run.open import load_weights
 from gptlab.run.run import Run
@@ -17,10 +19,15 @@ from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
 from gptlab.words import number, perplexity
 
+Score = Callable[[Path, Split], dict[str, Any]]
+"""The scores of a checkpoint on a split."""
 
-def evaluate_ends(run: Run, engine: Engine, data: Prepared, runs: Path, progress: Progress) -> dict[str, Any]:
+
+def evaluate_ends(
+    run: Run, engine: Engine, data: Prepared, *, context: int, runs: Path, progress: Progress
+) -> dict[str, Any]:
     """The whole validation set by the best and the last checkpoint (and what a start was worth), and the test set,
-    once, by the best.
+    once, by the best. `context`: the model's.
 
     TrainingStopped where there is no best one, since no loss on validation was finite.
     """
@@ -28,44 +35,99 @@ def evaluate_ends(run: Run, engine: Engine, data: Prepared, runs: Path, progress
         raise TrainingStopped(
             f"{run.folder}: the loss on validation was never finite. Try a third of optimizer.learning_rate"
         )
-    context, vocab_size = data.rows.context, data.tokenizer.vocab_size
-    scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
+
+    def load(checkpoint: Path) -> Model:
+        return load_weights(checkpoint, device=engine.device, runs=runs, context=context)
+
+    scores: dict[str, Any] = {"context": context}
+    if data.vocabulary.labels:
+        more, score = _class_scores(data.vocabulary.labels, engine, data, load, progress)
+    else:
+        more, score = _text_scores(run, engine, data, load, progress)
+    scores |= more
     best, last = run.checkpoint("best"), run.checkpoint("last")
-    scored = {line["step"]: line for line in run.metrics("validation")}
-    scores: dict[str, Any] = {"context": context, "stride": context}
-    splits = {name: rows for name, rows in (("validation", data.validation), ("test", data.test)) if rows}
-    trained = data.rows.targets_array()
-    unigram = {name: exp(unigram_loss(trained, rows.targets_array(), vocab_size)) for name, rows in splits.items()}
-
-    def finish(values: Mapping[str, Any], split: str) -> dict[str, float]:
-        of_the_run = ("event", "step", "seconds")
-        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": unigram[split]}
-
-    def score(checkpoint: Path, split: str, rows: TextRows) -> dict[str, float]:
-        values = scored.get(int(checkpoint.name)) if split == "validation" else None
-        if values is None:
-            model = load_weights(checkpoint, device=engine.device, runs=runs, context=context)
-            with progress.busy(f"scoring {split} by step {checkpoint.name}") as tell:
-                values = scorer.text(model, rows, lambda done, total: tell(f"{done:,}/{total:,} rows"))
-        return finish(values, split)
-
-    if 0 in scored:
-        scores["start"] = {"step": 0, "validation": finish(scored[0], "validation")}
     for which, checkpoint in {"best": best, **({} if last == best else {"last": last})}.items():
-        scores[which] = {"step": int(checkpoint.name), "validation": score(checkpoint, "validation", data.validation)}
+        scores[which] = {"step": int(checkpoint.name), "validation": score(checkpoint, "validation")}
     if data.test:
-        scores["best"]["test"] = score(best, "test", data.test)
+        scores["best"]["test"] = score(best, "test")
     return scores
 
 
-def in_words(scores: dict[str, Any]) -> str:
+def _text_scores(
+    run: Run, engine: Engine, data: Prepared, load: Callable[[Path], Model], progress: Progress
+) -> tuple[dict[str, Any], Score]:
+    """What holds for all scores of a language model, with its start's; and how a checkpoint is scored."""
+    rows = data.text()
+    scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
+    validated = {line["step"]: line for line in run.metrics("validation")}
+    trained = rows["train"].targets_array()
+    unigram: dict[Split, float] = {
+        split: exp(unigram_loss(trained, scored.targets_array(), data.tokenizer.vocab_size))
+        for split, scored in rows.items() if split != "train"
+    }  # fmt: skip
+
+    def finish(values: Mapping[str, Any], split: Split) -> dict[str, Any]:
+        of_the_run = ("event", "step", "seconds")
+        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": unigram[split]}
+
+    def score(checkpoint: Path, split: Split) -> dict[str, Any]:
+        values = validated.get(int(checkpoint.name)) if split == "validation" else None
+        if values is None:
+            with progress.busy(f"scoring {split} by step {checkpoint.name}") as tell:
+                values = scorer.whole(load(checkpoint), rows[split], lambda n, total: tell(f"{n:,}/{total:,} rows"))
+        return finish(values, split)
+
+    scores: dict[str, Any] = {"stride": data.rows.context}
+    if 0 in validated:
+        scores["start"] = {"step": 0, "validation": finish(validated[0], "validation")}
+    return scores, score
+
+
+def _class_scores(
+    labels: Sequence[str], engine: Engine, data: Prepared, load: Callable[[Path], Model], progress: Progress
+) -> tuple[dict[str, Any], Score]:
+    """What holds for all scores of a classifier; and how a checkpoint is scored."""
+    rows = data.labelled()
+    majority = int(rows["train"].counts().argmax())
+
+    def score(checkpoint: Path, split: Split) -> dict[str, Any]:
+        with progress.busy(f"classifying {split} by step {checkpoint.name}") as tell:
+            logits = class_logits(
+                load(checkpoint), rows[split], device=engine.device, precision=engine.precision,
+                micro_batch_size=engine.micro_batch_size, on_batch=lambda n, total: tell(f"{n:,}/{total:,} texts"),
+            )  # fmt: skip
+        return classification_scores(rows[split].classes, logits, labels, majority=majority)
+
+    return {"labels": list(labels)}, score
+
+
+def in_words(scores: Mapping[str, Any]) -> str:
     """The best checkpoint's scores, a line a split, with everything named that they depend on."""
     best = scores["best"]
+    words = _class_words if "labels" in scores else _text_words
     return "\n".join(
-        f"{split}, step {number(best['step'])}: perplexity {perplexity(found['perplexity'])} per token (unigram model "
+        f"{split}, step {number(best['step'])}: {words(best[split], scores)}"
+        for split in ("validation", "test")
+        if split in best
+    )
+
+
+def _text_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    return (
+        f"perplexity {perplexity(found['perplexity'])} per token (unigram model "
         f"{perplexity(found['unigram_perplexity'])}), {perplexity(found['perplexity_per_word'])} per word, "
         f"{found['bits_per_byte']:.3f} bits per byte; {number(found['tokens'])} tokens scored, context "
         f"{scores['context']}, stride {scores['stride']}"
-        for split in ("validation", "test")
-        if (found := best.get(split))
+    )
+
+
+def _class_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    def interval(name: str, form: str) -> str:
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        return f"{found[name]:{form}} ({low:{form}} to {high:{form}})"
+
+    return (
+        f"accuracy {interval('accuracy', '.1%')}, always the most frequent class {found['majority_accuracy']:.1%}; "
+        f"Matthews {interval('matthews', '.3f')}, macro F1 {found['f1']:.3f}; {number(found['texts'])} texts, "
+        "95 % intervals"
     )

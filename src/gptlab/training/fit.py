@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gptlab.data.batch import TextRows
+from gptlab.data.batch import Rows
 from gptlab.device import Precision, available_memory, current_memory
 from gptlab.errors import MemoryLimitError
-from gptlab.model.gpt import GPT
+from gptlab.model.folder import Model
 from gptlab.objectives.base import Objective
 from gptlab.training.memory import choose_micro_batch, predict_peak_bytes, process_bytes
 from gptlab.training.recipe import Recipe
@@ -37,10 +37,11 @@ class Fit:
 
 def decide_micro_batch(
     recipe: Recipe,
-    make_model: Callable[[], GPT],
-    rows: TextRows,
-    objective: Objective,
+    make_model: Callable[[], Model],
+    make_objective: Callable[[], Objective],
+    rows: Rows,
     *,
+    classes: int,
     device: torch.device,
     precision: Precision,
     kept: int | None,
@@ -51,14 +52,15 @@ def decide_micro_batch(
     the largest of batch_size, its half, its quarter, … that fits; MemoryLimitError where not even one row does.
     On a GPU it begins with all rows, and the loop halves them if they do not fit.
 
-    `make_model` makes the model as the run trains it, adapted or not; rows of the longest length are counted.
+    `make_model` makes the model as the run trains it, adapted or not, `make_objective` what it learns; rows of the
+    longest length are counted. `classes`: of texts with labels, else 0.
     """
     batch_size = min(recipe.training.batch_size, len(rows))
 
     def predict(micro_batch_size: int) -> int:
         return predict_peak_bytes(
-            make_model, objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
-            batch_size=batch_size, context=rows.context,
+            make_model, make_objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
+            batch_size=batch_size, context=rows.context, classes=classes,
         )  # fmt: skip
 
     available = available_memory(device)

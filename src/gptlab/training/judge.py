@@ -12,7 +12,7 @@ from gptlab.evaluation.dialogue_scores import dialogue_scores
 from gptlab.evaluation.prompts import topic_prompts
 from gptlab.evaluation.reward_scores import HuggingFaceReward, RewardModel, reward_scores
 from gptlab.evaluation.samples import SampleSettings
-from gptlab.model.gpt import GPT
+from gptlab.model.folder import Model
 from gptlab.text.dialogue import Message
 from gptlab.training.prepare import Prepared
 
@@ -41,13 +41,13 @@ class Judge:
             raise RecipeError("samples.reward: judges answers, and this run learns plain text: it wants dialogues")
         return cls(HuggingFaceReward(samples.reward, device), samples, data, seed)
 
-    def scores(self, model: GPT) -> dict[str, Any]:
+    def scores(self, model: Model) -> dict[str, Any]:
         """`reward_scores` and `dialogue_scores` of the answers, and how many they are ("answers")."""
         answers = self.answers(model)
         scores = score_answers(self.reward, answers)
         return {**scores, **dialogue_scores(answers), "answers": len(answers), "truncated": self.reward.truncated}
 
-    def answers(self, model: GPT) -> list[Answer]:
+    def answers(self, model: Model) -> list[Answer]:
         """An answer to each prompt."""
         return answer(
             model, self.data.tokenizer, self.data.template, [[Message("user", p.text)] for p in topic_prompts()],

@@ -222,11 +222,11 @@ class _Log:
 
     def take(self, state: State, epoch: float) -> dict[str, Any]:
         """The line that is due, and a new beginning. TrainingStopped where it is not finite."""
-        values = {key: float(value) for key, value in self.sums.items()}
+        values = {key: value.tolist() for key, value in self.sums.items()}  # floats; of counts lists of them
         norm = float(self.norms) / self.steps
         seconds = time.perf_counter() - self.began_at  # after the values have been waited for
-        rate = self.engine.optimizer.rate
-        scores = means(self.engine.objective, values, self.weight or 1.0)
+        rate, objective, weight = self.engine.optimizer.rate, self.engine.objective, self.weight or 1.0
+        scores = means(objective, values, weight)
         # fp16 skips a step whose gradient overflows and lowers its scale, so there the norm may be infinite.
         if not math.isfinite(scores["loss"]) or not (math.isfinite(norm) or self.engine.scaler.is_enabled()):
             raise TrainingStopped(
@@ -236,8 +236,9 @@ class _Log:
                 f"in a new run: --fresh or --name NAME"
             )
         record = {
-            "event": "step", "step": state.step, "epoch": epoch, **scores, "learning_rate": rate, "gradient_norm": norm,
-            "tokens": state.weight, "tokens_per_second": self.weight / seconds, "seconds": state.seconds,
+            "event": "step", "step": state.step, "epoch": epoch, **scores, **objective.metrics(values, weight),
+            "learning_rate": rate, "gradient_norm": norm, "tokens": state.weight,
+            "tokens_per_second": self.weight / seconds, "seconds": state.seconds,
             "memory_bytes": peak_memory(self.engine.device),
         }  # fmt: skip
         self._clear()

@@ -86,24 +86,27 @@ class _TracedStorages(LiveStorages):
 
 def predict_peak_bytes(
     make_model: Callable[[], nn.Module],
-    objective: Objective,
+    make_objective: Callable[[], Objective],
     settings: OptimizerSettings,
     *,
     precision: Precision,
     micro_batch_size: int,
     batch_size: int,
     context: int,
+    classes: int = 0,
 ) -> int:
-    """Peak bytes of live tensors in training steps of `batch_size` full rows, on a CPU.
+    """Peak bytes of live tensors in training steps of `batch_size` full rows, on a CPU; with `classes`, of texts that
+    have one of them.
 
-    `make_model` makes the model as the run would; here it gets no memory.
+    `make_model` makes the model as the run would, `make_objective` the objective, with a teacher if it has one; here
+    they get no memory.
     """
     cpu = torch.device("cpu")
     with FakeTensorMode(), _TracedStorages() as storages:
         model = make_model()
-        engine = Engine(model, objective, Optimizer(model, settings), cpu, precision, micro_batch_size, 1.0)
+        engine = Engine(model, make_objective(), Optimizer(model, settings), cpu, precision, micro_batch_size, 1.0)
         # More than two micro-batches need no more memory than two: the gradients are there after the first.
-        batch = full_batch(min(batch_size, 2 * micro_batch_size), context)
+        batch = full_batch(min(batch_size, 2 * micro_batch_size), context, classes)
         for parameter in engine.optimizer.parameters:
             parameter.grad = torch.zeros_like(parameter)
         descend(engine)  # the optimizer's state appears
@@ -112,19 +115,22 @@ def predict_peak_bytes(
     return storages.peak
 
 
-def full_batch(rows: int, context: int) -> Batch:
-    """The worst batch there is: every row full, every position supervised."""
+def full_batch(rows: int, context: int, classes: int = 0) -> Batch:
+    """The worst batch there is: every row full, every position supervised; of texts with `classes`, the last one."""
     tokens = torch.zeros((rows, context), dtype=torch.int64)
-    return _Full(tokens, tokens, torch.arange(rows * context), torch.arange(rows), float(rows * context))
+    positions = torch.arange(context - 1, rows * context, context) if classes else torch.arange(rows * context)
+    values = {"teacher": torch.zeros(rows, classes)} if classes else {}
+    return _Full(tokens, tokens, positions, torch.arange(rows), float(len(positions)), values)
 
 
 class _Full(Batch):
     """A batch that is cut without looking at its values, which a traced tensor has not."""
 
     def split(self, micro_batch_size: int) -> Any:
+        classes = self.values["teacher"].shape[1] if self.values else 0
         for start in range(0, len(self), micro_batch_size):
             rows = min(micro_batch_size, len(self) - start)
-            yield full_batch(rows, self.tokens.shape[1])
+            yield full_batch(rows, self.tokens.shape[1], classes)
 
 
 def choose_micro_batch(predict: Callable[[int], int], batch_size: int, available: int) -> tuple[int, int]:

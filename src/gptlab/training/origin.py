@@ -13,15 +13,20 @@ import torch
 from gptlab import __version__
 from gptlab.device import describe_device
 from gptlab.model.build import parameter_count
-from gptlab.model.gpt import GPT
-from gptlab.model.lora import lora_settings, trainable_counts
+from gptlab.model.folder import Model
+from gptlab.model.lora import trainable_counts
 from gptlab.run.base import weights_fingerprint
 from gptlab.settings import Tree
 from gptlab.training.prepare import Prepared
 from gptlab.training.start import Start
 
+SHAPE = ("cell", "n_layer", "n_head", "n_embd", "n_hidden", "vocab_size")
 
-def make_origin(data: Prepared, device: torch.device, model: GPT, command: str, start: Start | None = None) -> Tree:
+
+def make_origin(
+    data: Prepared, device: torch.device, model: Model, command: str, start: Start | None = None,
+    teacher: Tree | None = None,
+) -> Tree:  # fmt: skip
     """Where a run comes from, as origin.json keeps it."""
     import numpy as np
 
@@ -30,14 +35,16 @@ def make_origin(data: Prepared, device: torch.device, model: GPT, command: str, 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": describe_device(device),
         "parameters": parameter_count(model),
-        "shape": {name: getattr(model.shape, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
-        **({"trainable": trainable_counts(model)} if lora_settings(model) else {}),
+        "shape": {name: value for name, value in asdict(model.shape).items() if name in SHAPE},
+        **({"trainable": counts} if (counts := trainable_counts(model))["trainable"] < counts["all"] else {}),
+        **({"labels": list(data.vocabulary.labels)} if data.vocabulary.labels else {}),
         "versions": {
             "gptlab": __version__, "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "platform": platform.platform(),
         },
         "commit": _commit(),
         **({"start": _start(start, data)} if start else {}),
+        **({"teacher": teacher} if teacher else {}),
         "data": {
             "fingerprints": dict(data.fingerprints),
             "table": [asdict(row) for row in data.table],

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from filelock import FileLock
 
-from gptlab.data.batch import TextRows
+from gptlab.data.batch import Rows, TextRows, ValuedRows
 from gptlab.data.corpus import CorpusSettings, prepare_corpus, text_fingerprint, training_documents
 from gptlab.data.counts import SourceCounts
 from gptlab.data.dialogues import DialogueCounts, DialogueSettings, prepare_dialogues
+from gptlab.data.label_rows import LabelRows
+from gptlab.data.labels import LabelCounts, LabelSettings, prepare_labels
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.splitting import Split
 from gptlab.data.windows import ScoredWindows, TrainingWindows
@@ -36,28 +39,50 @@ TOKENIZER_CHARACTERS = 200_000_000
 class Prepared:
     """A recipe's data, ready to be learned from.
 
-    template:     of dialogues; None for plain text
+    template:     of dialogues; None for plain text and labels
     table:        what each source gave
     fingerprints: of each split, by which a second preparation can be told from this one
-    folder:       where it is kept
+    folder:       where it is kept; None for texts with labels, which are read anew
     """
 
     tokenizer: Tokenizer
     template: Template | None
-    rows: TextRows
-    validation: TextRows
-    test: TextRows | None
-    table: Sequence[SourceCounts] | Sequence[DialogueCounts]
+    rows: Rows
+    validation: Rows
+    test: Rows | None
+    table: Sequence[SourceCounts] | Sequence[DialogueCounts] | Sequence[LabelCounts]
     fingerprints: Mapping[Split, str]
-    folder: Path
+    folder: Path | None
     vocabulary: Vocabulary
+    bytes_per_token: float
+    """UTF-8 bytes of validation text a token stands for: how well the tokenizer fits it."""
     example: str
     """The beginning of the first training row, its tokens divided by ·"""
+    separator: str = ""
+    """What stands between the two texts of a row with a label."""
 
     @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of validation text a token stands for: how well the tokenizer fits it."""
-        return self.validation.text_bytes / self.validation.scored
+    def splits(self) -> dict[Split, Rows]:
+        """The rows of each split that there is."""
+        every: dict[Split, Rows | None] = {"train": self.rows, "validation": self.validation, "test": self.test}
+        return {split: rows for split, rows in every.items() if rows is not None}
+
+    @property
+    def tokens_an_item(self) -> float:
+        """Tokens that are read for each item that a step's weight counts: one of a text, all of a row with a label."""
+        if self.vocabulary.labels is None:
+            return 1.0
+        rows = self.labelled()["train"]
+        return rows.tokens / rows.scored
+
+    def text(self) -> dict[Split, TextRows]:
+        """The rows of each split of a text or of dialogues."""
+        return {split: cast(TextRows, rows) for split, rows in self.splits.items()}
+
+    def labelled(self) -> dict[Split, LabelRows]:
+        """The rows of each split of texts with labels."""
+        inner = {split: rows.inner if isinstance(rows, ValuedRows) else rows for split, rows in self.splits.items()}
+        return {split: cast(LabelRows, rows) for split, rows in inner.items()}
 
 
 def prepare(recipe: Recipe, progress: Progress, start: Start | None = None) -> Prepared:
@@ -70,10 +95,13 @@ def prepare(recipe: Recipe, progress: Progress, start: Start | None = None) -> P
             of = f"{now.bytes_read / now.bytes_total:.0%}" if now.bytes_total else size(now.bytes_read)
             tell(f"{now.source}: {of}, {number(now.documents)} documents, {large(now.tokens)} tokens")
 
-        if isinstance(recipe.data, CorpusSettings):
-            prepared, warnings = _corpus(recipe, recipe.data, tokenizer, start, on_progress)
-        else:
-            prepared, warnings = _dialogues(recipe, recipe.data, tokenizer, start, on_progress)
+        match recipe.data:
+            case CorpusSettings():
+                prepared, warnings = _corpus(recipe, recipe.data, tokenizer, start, on_progress)
+            case DialogueSettings():
+                prepared, warnings = _dialogues(recipe, recipe.data, tokenizer, start, on_progress)
+            case LabelSettings():
+                prepared, warnings = _labels(recipe, recipe.data, tokenizer, start, on_progress)
     for warning in warnings:
         progress.say(f"warning: {warning}")
     return prepared
@@ -88,16 +116,18 @@ def _corpus(
     context = recipe.model.numbers()["context"]
     rows = TrainingWindows(corpus.train, context, recipe.seed)
     ids = rows.batch(np.array([0])).tokens[0].tolist()
+    validation = ScoredWindows(corpus.validation, context)
     prepared = Prepared(
         tokenizer,
         start.template if start else None,
         rows,
-        ScoredWindows(corpus.validation, context),
+        validation,
         ScoredWindows(corpus.test, context) if corpus.test else None,
         corpus.table,
         {name: file.checksum for name, file in corpus.files.items()},
         corpus.folder,
         Vocabulary(tokenizer.vocab_size),
+        validation.text_bytes / validation.scored,
         "·".join(tokenizer.decode([id]) for id in ids),
     )
     return prepared, corpus.warnings
@@ -116,9 +146,26 @@ def _dialogues(
     )  # fmt: skip
     prepared = Prepared(
         tokenizer, template, dialogues.train, dialogues.validation, dialogues.test, dialogues.table,
-        dialogues.fingerprints, dialogues.folder, vocabulary, dialogues.train.example(tokenizer),
+        dialogues.fingerprints, dialogues.folder, vocabulary,
+        dialogues.validation.text_bytes / dialogues.validation.scored, dialogues.train.example(tokenizer),
     )  # fmt: skip
     return prepared, dialogues.warnings
+
+
+def _labels(
+    recipe: Recipe, settings: LabelSettings, tokenizer: Tokenizer, start: Start | None, on_progress: OnProgress
+) -> tuple[Prepared, list[str]]:
+    labels = prepare_labels(
+        settings, tokenizer, context=recipe.model.numbers()["context"], seed=recipe.seed,
+        labels=start.labels if start and start.continued else None, on_progress=on_progress,
+    )  # fmt: skip
+    text_bytes = sum(len(text.encode()) for texts in labels.validation.texts for text in texts)
+    prepared = Prepared(
+        tokenizer, None, labels.train, labels.validation, labels.test, labels.table, labels.fingerprints, None,
+        Vocabulary(tokenizer.vocab_size, labels=labels.labels), text_bytes / labels.validation.tokens,
+        labels.train.example(tokenizer), settings.separator,
+    )  # fmt: skip
+    return prepared, labels.warnings
 
 
 def _template(name: str | None, tokenizer: Tokenizer, start: Start | None) -> Template:
@@ -136,7 +183,7 @@ def _tokenizer(recipe: Recipe, progress: Progress) -> Tokenizer:
         return resolve_tokenizer(settings, lambda: ())
     if not isinstance(data, CorpusSettings):
         raise RecipeError(
-            f"tokenizer.train = {settings.train}: a tokenizer is trained on a corpus; dialogues want one that exists "
+            f"tokenizer.train = {settings.train}: a tokenizer is trained on a corpus; {data.kind} want one that exists "
             '(from = "gpt2", a folder or a run) or a start that has one'
         )
     folder = cache_folder() / "tokenizers" / f"{text_fingerprint(data, recipe.seed)}-{settings.train}"

@@ -102,7 +102,7 @@ class LineProgress(Progress):
 
 
 class TerminalProgress(LineProgress):
-    """A bar with loss, validation loss, tokens a second, share of the machine's peak, memory and time left."""
+    """A bar with loss, validation loss, tokens or texts a second, share of the machine's peak, memory and time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class TerminalProgress(LineProgress):
             self._bar.update(self._task, doing=f"validating {done:,}/{total:,}" if done < total else "")
 
     def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
-        self._validation = f" · validation {scores['loss']:.3f}"
+        self._validation = f" · validation {scores['loss']:.3f}{_accuracy(scores, ', ')}"
         super().evaluated(event, step, scores)
 
     def end(self) -> None:
@@ -224,8 +224,16 @@ def make_progress() -> Progress:
 
 def _bar_words(record: Mapping[str, Any]) -> str:
     peak = f" ({share(record['peak_share'])} of peak)" if "peak_share" in record else ""
-    rate = f"{record['tokens_per_second']:,.0f} tokens/s{peak}"
-    return f"loss {record['loss']:.3f} · {rate} · {size(record['memory_bytes'])}"
+    unit = "texts" if "matthews" in record else "tokens"  # what a step's weight counts
+    rate = f"{record['tokens_per_second']:,.{0 if record['tokens_per_second'] >= 10 else 1}f} {unit}/s{peak}"
+    entropy = f" (cross-entropy {record['cross_entropy']:.3f})" if "cross_entropy" in record else ""
+    accuracy = _accuracy(record, " · accuracy ")
+    return f"loss {record['loss']:.3f}{entropy}{accuracy} · {rate} · {size(record['memory_bytes'])}"
+
+
+def _accuracy(scores: Mapping[str, Any], before: str) -> str:
+    """A classifier's accuracy, 0.741 as "74.1 %"; of a language model nothing."""
+    return f"{before}{100 * scores['accuracy']:.1f} %" if "accuracy" in scores else ""
 
 
 def _step_line(record: Mapping[str, Any], total: int | None) -> str:
@@ -239,6 +247,11 @@ def _step_line(record: Mapping[str, Any], total: int | None) -> str:
 def _scores_line(event: str, step: int, scores: Mapping[str, float]) -> str:
     names = {"validation": "validation", "validation_sampled": "validation, sampled"}
     words = f"step {step:,} · {names.get(event, event)}: loss {scores['loss']:.4f}"
+    if "cross_entropy" in scores:
+        words += f" (cross-entropy {scores['cross_entropy']:.4f})"
+    words += _accuracy(scores, ", accuracy ")
+    if "matthews" in scores:
+        words += f", Matthews {scores['matthews']:.3f}, F1 {scores['f1']:.3f}"
     if "perplexity" in scores:
         words += f", perplexity {perplexity(scores['perplexity'])} per token"
     if "perplexity_per_word" in scores:

@@ -16,14 +16,17 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from gptlab import settings
 from gptlab.data.corpus import CorpusSettings
 from gptlab.data.dialogues import DialogueSettings
+from gptlab.data.labels import LabelSettings
 from gptlab.errors import RecipeError, nearest
 from gptlab.evaluation.samples import SampleSettings
 from gptlab.model.build import SIZES, ModelSettings
 from gptlab.model.lora import LoraSettings
+from gptlab.objectives.classification import ClassificationSettings
+from gptlab.objectives.distillation import DistillationSettings
 from gptlab.objectives.language import LanguageSettings
 from gptlab.settings import Section, Tree
 from gptlab.text.tokenizer import TokenizerSettings
-from gptlab.training.cadence import CheckpointSettings, ValidationSettings
+from gptlab.training.cadence import CLASS_METRICS, CheckpointSettings, ValidationSettings
 from gptlab.training.optimizer import OptimizerSettings
 from gptlab.training.schedule import ScheduleSettings
 
@@ -32,7 +35,7 @@ class TrainingSettings(Section):
     """`[training]`: how long (exactly one of the four), how many rows a step, and how it is computed.
 
     `batch_size` is mathematics: the rows an optimizer step sees. `micro_batch_size` is memory: the rows the
-    machine holds at once; it changes no number.
+    machine holds at once; it changes no number. `parameters = "head"` trains a classifier's new layer alone.
     """
 
     epochs: float | None = Field(None, gt=0)
@@ -41,6 +44,7 @@ class TrainingSettings(Section):
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    parameters: Literal["all", "head"] = "all"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
@@ -60,14 +64,27 @@ LENGTHS = ("epochs", "max_steps", "tokens", "minutes")
 ALTERNATIVES = {"training": LENGTHS, "tokenizer": ("from", "train")}
 """Keys of which a section has exactly one."""
 
+OF_A_KIND = ("data", "objective")
+"""Sections whose other keys belong to their kind."""
 
-def _kind(data: Any) -> str:
-    """Which form `[data]` has; a corpus where it does not say."""
-    return str(data.get("kind", "corpus") if isinstance(data, dict) else data.kind)
+
+def _kind_of(usual: str) -> Discriminator:
+    """Which form a section has, by its `kind`; the `usual` one where it does not say."""
+    return Discriminator(lambda section: section.get("kind", usual) if isinstance(section, dict) else section.kind)
 
 
 DataSettings = Annotated[
-    Annotated[CorpusSettings, Tag("corpus")] | Annotated[DialogueSettings, Tag("dialogues")], Discriminator(_kind)
+    Annotated[CorpusSettings, Tag("corpus")]
+    | Annotated[DialogueSettings, Tag("dialogues")]
+    | Annotated[LabelSettings, Tag("labels")],
+    _kind_of("corpus"),
+]
+
+ObjectiveSettings = Annotated[
+    Annotated[LanguageSettings, Tag("language")]
+    | Annotated[ClassificationSettings, Tag("classification")]
+    | Annotated[DistillationSettings, Tag("distillation")],
+    _kind_of("language"),
 ]
 
 
@@ -84,9 +101,30 @@ DEFAULTS: dict[str, Tree] = {
         "optimizer": {"kind": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0},
         "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
     },
+    "small": {
+        "optimizer": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
+        "schedule": {"kind": "linear", "warmup_steps": 50, "final_fraction": 0.0},
+    },
 }
-"""What a recipe gets that does not name an optimizer or a schedule, for a new model, one that is tuned, and by LoRA. A
-new model's is what learned most in the same minutes (docs/log.md)."""
+"""What a recipe gets that does not name an optimizer or a schedule: for a new model, one that is tuned, one tuned by
+LoRA; and for RNNs, new classifiers and a new head alone. A new model's is what learned most in the same minutes
+(docs/log.md)."""
+
+
+def _defaults(tree: Tree) -> dict[str, Tree]:
+    def of(section: str, key: str) -> Any:
+        there = tree.get(section)
+        return there.get(key) if isinstance(there, dict) else None
+
+    if of("training", "parameters") == "head":
+        return DEFAULTS["small"]
+    if tree.get("start") is not None:
+        return DEFAULTS["tuned" if tree.get("lora") is None else "adapted"]
+    return DEFAULTS["new" if of("model", "kind") in (None, "gpt") and of("data", "kind") != "labels" else "small"]
+
+
+OF_A_NEW_MODEL = {"kind": "gpt"} | dict.fromkeys(("size", "n_layer", "n_head", "n_embd", "n_hidden"))
+"""What of `[model]` a start decides, and the value that says nothing."""
 
 
 class Recipe(Section):
@@ -102,7 +140,7 @@ class Recipe(Section):
     """A start brings its own."""
     data: DataSettings
     lora: LoraSettings | None = None
-    objective: LanguageSettings = LanguageSettings()
+    objective: ObjectiveSettings = LanguageSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     training: TrainingSettings
@@ -113,15 +151,17 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, tree: Any) -> Any:
-        """Optimizer and schedule that suit what is trained, where the recipe does not choose a kind itself."""
+        """Objective, optimizer and schedule that suit what is trained, where the recipe chooses no kind itself."""
         if not isinstance(tree, dict):
             return tree
-        defaults = DEFAULTS["new" if tree.get("start") is None else "tuned" if tree.get("lora") is None else "adapted"]
-        model = tree.get("model")
+        defaults = _defaults(tree)
+        model, data = tree.get("model"), tree.get("data")
         chosen_later = (
             ("learning_rate", "matrix_learning_rate") if isinstance(model, dict) and model.get("size") == "auto" else ()
         )
         filled = dict(tree)
+        if isinstance(data, dict) and data.get("kind") == "labels":
+            filled.setdefault("objective", {"kind": "classification"})
         for section, values in defaults.items():
             given = tree.get(section, {})
             if isinstance(given, dict) and given.get("kind", values["kind"]) == values["kind"]:
@@ -140,8 +180,33 @@ class Recipe(Section):
                 raise ValueError('tokenizer: is missing; from = "gpt2" (or a folder), or train = 32000')
             if self.lora is not None:
                 raise ValueError("lora: tunes a model that exists: it wants a start")
-        elif given := [key for key in ("size", "n_layer", "n_head", "n_embd") if getattr(self.model, key) is not None]:
-            raise ValueError(f"model.{given[0]}: start has a shape; only context and dropout may stand beside it")
+        elif given := [key for key, none in OF_A_NEW_MODEL.items() if getattr(self.model, key) != none]:
+            raise ValueError(
+                f"model.{given[0]}: start has a shape; only context, dropout and keep_layers may stand beside it"
+            )
+        if self.start is None and self.model.keep_layers is not None:
+            raise ValueError("model.keep_layers: are layers of a start, and there is none")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits_the_data(self) -> Recipe:
+        labels, kind = self.data.kind == "labels", self.objective.kind
+        if labels and kind == "language":
+            raise ValueError("objective.kind = language: labels are learned by kind = classification or distillation")
+        if not labels and kind == "classification":
+            raise ValueError(f"objective.kind = classification: wants data.kind = labels, not {self.data.kind}")
+        if not labels and self.training.parameters == "head":
+            raise ValueError("training.parameters = head: is for a classifier, and this is a language model")
+        if labels and self.training.tokens is not None:
+            raise ValueError("training.tokens: texts with labels are counted in epochs, steps or minutes")
+        if labels and (self.samples.prompts or self.samples.reward):
+            raise ValueError("samples: a classifier writes nothing; leave prompts and reward out")
+        return self
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Recipe:
+        if self.training.parameters == "head" and (self.start is None or self.lora is not None):
+            raise ValueError("training.parameters = head: wants a start whose body stays as it is, and no [lora]")
         return self
 
     @model_validator(mode="after")
@@ -154,6 +219,8 @@ class Recipe(Section):
     def _can_be_judged(self) -> Recipe:
         if self.validation.best_by == "reward" and self.samples.reward is None:
             raise ValueError("validation.best_by = reward: wants samples.reward, the model that scores answers")
+        if self.validation.best_by in CLASS_METRICS and self.data.kind != "labels":
+            raise ValueError(f"validation.best_by = {self.validation.best_by}: wants data.kind = labels")
         return self
 
     @field_validator("name")
@@ -186,7 +253,8 @@ def load_recipe(
         tree["name"] = f"{tree['name']}-{variant}"
         tree = _change(tree, _dotted(variants[variant]))
     if data:
-        tree = settings.apply_changes(tree, {"data.sources": [{"path": item} for item in data]})
+        like = _columns(tree.get("data"))
+        tree = settings.apply_changes(tree, {"data.sources": [{"path": item, **like} for item in data]})
         for split in ("validation", "test"):
             section = tree["data"].get(split)
             if isinstance(section, dict) and "sources" in section:
@@ -195,6 +263,13 @@ def load_recipe(
     if name is not None:
         tree["name"] = name
     return settings.build(Recipe, tree, str(path))
+
+
+def _columns(data: Any) -> Tree:
+    """Where texts and labels stand in a recipe's own files, and so in those that take their place."""
+    sources = data.get("sources") if isinstance(data, dict) and data.get("kind") == "labels" else None
+    first = sources[0] if isinstance(sources, list) and sources and isinstance(sources[0], dict) else {}
+    return {key: first[key] for key in ("header", "text", "label") if key in first and "hub" not in first}
 
 
 def _variants(variants: Any, path: Path) -> dict[str, Tree]:
@@ -213,11 +288,16 @@ def _dotted(changes: Tree) -> Tree:
 
 
 def _change(tree: Tree, changes: Tree) -> Tree:
-    """Changes by dotted keys; one of several alternatives (a length, say) takes the place of the one there was."""
+    """Changes by dotted keys; one of several alternatives (a length, say) takes the place of the one there was, and a
+    section of another kind that of the whole section."""
     for section, names in ALTERNATIVES.items():
         there = tree.get(section)
         if isinstance(there, dict) and any(f"{section}.{name}" in changes for name in names):
             tree = {**tree, section: {key: value for key, value in there.items() if key not in names}}
+    for section in OF_A_KIND:
+        there, kind = tree.get(section), changes.get(f"{section}.kind")
+        if isinstance(there, dict) and kind is not None and kind != there.get("kind"):
+            tree = {**tree, section: {}}
     return settings.apply_changes(tree, changes)
 
 

@@ -12,10 +12,13 @@ import torch
 from gptlab.data.batch import steps_per_epoch
 from gptlab.data.counts import SourceCounts
 from gptlab.data.dialogues import DialogueCounts
+from gptlab.data.labels import LabelCounts
 from gptlab.device import Precision, describe_device
 from gptlab.errors import RunError
 from gptlab.model.build import parameter_count
-from gptlab.model.gpt import GPT
+from gptlab.model.classifier import is_classifier
+from gptlab.model.folder import Model
+from gptlab.model.gpt import GPTShape
 from gptlab.model.lora import lora_settings, trainable_counts
 from gptlab.training.fit import Fit
 from gptlab.training.length import Length
@@ -44,11 +47,18 @@ def sources_table(data: Prepared) -> tuple[list[str], list[list[str]]]:
         ]
         for row in data.table if isinstance(row, DialogueCounts)
     ]  # fmt: skip
-    return ["source", "split", "rows", "tokens", "learned", "tokens a row (50, 90, 99 %, most)", "cut, dropped"], rows
+    if rows:
+        columns = ["source", "split", "rows", "tokens", "learned", "tokens a row (50, 90, 99 %, most)", "cut, dropped"]
+        return columns, rows
+    rows = [
+        [row.name, row.split, number(row.texts), number(row.tokens), row.lengths, row.classes_in_words, row.remarks]
+        for row in data.table if isinstance(row, LabelCounts)
+    ]  # fmt: skip
+    return ["source", "split", "texts", "tokens", "tokens a text (50, 90, 99 %, most)", "classes", "remarks"], rows
 
 
 def screen(
-    recipe: Recipe, data: Prepared, model: GPT, fit: Fit, length: Length, machine: str, disk_bytes: int,
+    recipe: Recipe, data: Prepared, model: Model, fit: Fit, length: Length, machine: str, disk_bytes: int,
     start: Start | None = None,
 ) -> str:  # fmt: skip
     """The screen as text. `machine` says which device and precision."""
@@ -56,22 +66,26 @@ def screen(
     epoch_steps = steps_per_epoch(len(data.rows), training.batch_size)
     rows = min(training.batch_size, len(data.rows))
     learned = data.rows.scored / len(data.rows)  # a row of a corpus has as many as it is long
+    labels = data.vocabulary.labels
     if length.total is not None:
         epochs = length.total / epoch_steps
-        seen = large(round(epochs * data.rows.scored))
-        steps = f"{number(length.total)} steps = {epochs:.2f} epochs = {seen} tokens; the time is said after ten"
+        seen = f"{large(round(epochs * data.rows.scored))} {'texts' if labels else 'tokens'}"
+        steps = f"{number(length.total)} steps = {epochs:.2f} epochs = {seen}; the time is said after ten"
     else:
         steps = f"{duration(length.seconds or 0)}; how many steps that is, is said after ten"
     own_rate = recipe.optimizer.matrix_learning_rate if recipe.optimizer.kind == "muon" else None
     matrices = f" (matrices {own_rate:g})" if own_rate else ""
     micro = f"micro-batches of {fit.micro_batch_size}" if fit.micro_batch_size < training.batch_size else "all at once"
     template = f"; turns by the template {data.template.name}" if data.template else ""
+    step = f"{training.batch_size} rows × {learned:.0f} = {number(round(rows * learned))} tokens"
+    if labels:
+        step = f"{training.batch_size} texts of {data.tokens_an_item:.0f} tokens in the mean"
     lines = {
         "tokenizer": f"{number(data.tokenizer.vocab_size)} tokens, {data.bytes_per_token:.2f} bytes a token{template}",
         "model": _model_in_words(model, start),
-        "objective": f"{recipe.objective.kind}; {_first_loss(data, model, start)}",
-        "step": f"{training.batch_size} rows × {learned:.0f} = {number(round(rows * learned))} tokens, {micro}; "
-        f"{recipe.optimizer.kind}, rate {recipe.optimizer.learning_rate:g}{matrices}, {recipe.schedule.kind}",
+        "objective": f"{_objective_in_words(recipe)}; {_first_loss(recipe, data, model, start)}",
+        "step": f"{step}, {micro}; {recipe.optimizer.kind}, rate {recipe.optimizer.learning_rate:g}{matrices}, "
+        f"{recipe.schedule.kind}",
         "length": f"{steps}; an epoch is {number(epoch_steps)} steps",
         "machine": machine,
         "memory": f"{size(fit.peak_bytes)} predicted at the peak, of {size(fit.available_bytes)}",
@@ -81,23 +95,38 @@ def screen(
     return "\n".join(f"  {what:<{width}}  {words}" for what, words in lines.items())
 
 
-def _model_in_words(model: GPT, start: Start | None) -> str:
+def _model_in_words(model: Model, start: Start | None) -> str:
     shape, trained = model.shape, trainable_counts(model)
-    words = (
-        f"n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_head {shape.n_head}, context {shape.context}, "
-        f"head {'tied' if shape.tie_head else 'not tied'}: {large(parameter_count(model))} parameters"
-    )
+    if isinstance(shape, GPTShape):
+        words = f"n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_head {shape.n_head}, context {shape.context}, "
+    else:
+        words = f"{shape.cell}, n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_hidden {shape.n_hidden}, "
+    head = f"{len(model.labels)} classes" if is_classifier(model) else "tied" if shape.tie_head else "not tied"
+    words += f"head {head}: {large(parameter_count(model))} parameters"
     parts = {name: count for name, count in trained.items() if name not in ("trainable", "all") and count}
-    if lora_settings(model) is not None:
+    if trained["trainable"] < trained["all"]:
         listed = ", ".join(f"{name.replace('_', ' ')} {number(count)}" for name, count in parts.items())
         share = trained["trainable"] / trained["all"]
         words += f", {number(trained['trainable'])} of them trained ({share:.2%}: {listed})"
     return f"{words}; from {start.name}" if start else words
 
 
-def _first_loss(data: Prepared, model: GPT, start: Start | None) -> str:
+def _objective_in_words(recipe: Recipe) -> str:
+    settings = recipe.objective
+    if settings.kind != "distillation":
+        return settings.kind
+    return f"distillation from {settings.teacher}, alpha {settings.alpha:g}, temperature {settings.temperature:g}"
+
+
+def _first_loss(recipe: Recipe, data: Prepared, model: Model, start: Start | None) -> str:
+    if labels := data.vocabulary.labels:
+        counts = data.labelled()["train"].counts()
+        most = f"always {labels[int(counts.argmax())]!r} is right for {counts.max() / counts.sum():.1%} of training"
+        return f"a first loss near {math.log(len(labels)):.2f} (ln {len(labels)}) is right; {most}"
     if start is not None:
         return "its loss is measured before the first step"
+    if recipe.objective.kind == "distillation" or not isinstance(model.shape, GPTShape):
+        return f"guessing costs {math.log(model.shape.vocab_size):.2f} (ln {number(model.shape.vocab_size)})"
     first_loss = (
         math.log(model.shape.vocab_size) + model.shape.n_embd * 0.02**2 / 2
     )  # weights N(0, 0.02²), a normed state
@@ -124,11 +153,12 @@ def machine_in_words(device: torch.device, precision: Precision, peak_flops: flo
     return f"{describe_device(device)}; {precision.name} ({precision.reason}); {peak}; {kernels} kernels"
 
 
-def checkpoint_disk_bytes(model: GPT, keep: int) -> int:
+def checkpoint_disk_bytes(model: Model, keep: int) -> int:
     """What a run's checkpoints take: weights and two moments each, the newest `keep`, one being written, the best. Of
     an adapted model only what is trained is saved."""
-    weights = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return 3 * weights * (keep + 1) + weights
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = trained if lora_settings(model) else 4 * parameter_count(model)
+    return (weights + 2 * trained) * (keep + 1) + weights
 
 
 def check_disk(folder: Path, needed: int) -> None:

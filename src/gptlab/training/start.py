@@ -9,10 +9,11 @@ from pathlib import Path
 from gptlab.errors import CheckpointError, RecipeError, TokenizerError
 from gptlab.model.adapter import is_adapter, load_adapter
 from gptlab.model.build import build_model
+from gptlab.model.classifier import as_classifier, new_model
+from gptlab.model.folder import Model, Shape, load_model, read_labels, read_shape
 from gptlab.model.gpt import GPT, GPTShape
-from gptlab.model.huggingface import load_model, read_shape
-from gptlab.model.lora import LoraSettings, add_lora, train_new_rows
-from gptlab.model.weights import extend_vocabulary
+from gptlab.model.lora import LoraSettings, add_lora, freeze_body, train_new_rows
+from gptlab.model.weights import every_second, extend_vocabulary, keep_layers
 from gptlab.run.base import check_base, keep_base, weights_fingerprint
 from gptlab.run.checkpoint import Base, save_parts, write_folder
 from gptlab.run.open import base_of, find_model, load_weights, read_template, read_tokenizer
@@ -30,39 +31,69 @@ class Start:
     folder:   where it is (of nanoGPT's: the file)
     shape:    as it is there
     template: as it is there; of a run that continues, the run's own
+    labels:   of a classifier, its classes; None for a language model
     """
 
     name: str
     folder: Path
-    shape: GPTShape
+    shape: Shape
     tokenizer: Tokenizer | None
     template: Template | None
+    labels: tuple[str, ...] | None = None
     continued: bool = False
 
-    def load(self, recipe: Recipe, vocab: Vocabulary, runs: Path) -> GPT:
-        """Its weights in the shape in which it is tuned, rows of added tokens at the mean of the others."""
+    def load(self, recipe: Recipe, vocab: Vocabulary, runs: Path) -> Model:
+        """Its weights in the shape in which it is tuned, rows of added tokens at the mean of the others; a classifier's
+        head as it is there."""
         shape = self.tuned_shape(recipe, vocab.size)
         model = load_weights(
             self.folder, runs=runs, context=shape.context, vocab_size=shape.vocab_size, dropout=shape.dropout
         )
-        if vocab.first_added is not None:
-            extend_vocabulary(model, vocab.size, known=vocab.first_added)
+        if isinstance(model, GPT):
+            if vocab.first_added is not None:
+                extend_vocabulary(model, vocab.size, known=vocab.first_added)
+            if (layers := self._layers(recipe)) is not None:
+                model = keep_layers(model, layers)
         return model
 
-    def tuned_shape(self, recipe: Recipe, vocab_size: int) -> GPTShape:
-        """Its shape with the recipe's context and dropout, and a vocabulary that is no smaller than `vocab_size`."""
+    def tuned_shape(self, recipe: Recipe, vocab_size: int) -> Shape:
+        """Its shape with the recipe's context, layers and dropout, and a vocabulary that is no smaller than
+        `vocab_size`."""
+        layers = self._layers(recipe)
         return replace(
             self.shape, context=recipe.model.context or self.shape.context, dropout=recipe.model.dropout,
             vocab_size=max(vocab_size, self.shape.vocab_size),
+            n_layer=self.shape.n_layer if layers is None else len(layers),
         )  # fmt: skip
+
+    def _layers(self, recipe: Recipe) -> tuple[int, ...] | None:
+        """Which of its layers the recipe keeps; None: all. RecipeError for those that it has not."""
+        wanted = recipe.model.keep_layers
+        if wanted is None:
+            return None
+        if not isinstance(self.shape, GPTShape):
+            raise RecipeError(f"model.keep_layers: {self.name} is an RNN; only a GPT's layers can be taken apart")
+        n_layer = self.shape.n_layer
+        layers = every_second(n_layer) if wanted == "every-second" else wanted
+        if layers[-1] >= n_layer:
+            raise RecipeError(
+                f"model.keep_layers has layer {layers[-1]}; {self.name} has {n_layer}, numbered 0 to {n_layer - 1}"
+            )
+        return layers
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How many ids there are, and the first of those that the template added to the start's; None: it added none."""
+    """What goes into the model and what comes out of it.
+
+    size:        how many ids there are
+    first_added: the first of those that the template added to the start's; None: it added none
+    labels:      of a classifier, its classes
+    """
 
     size: int
     first_added: int | None = None
+    labels: tuple[str, ...] | None = None
 
 
 def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start | None, Recipe]:
@@ -79,8 +110,10 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
     folder = kept if kept and kept.exists() else find_model(recipe.start, runs=runs)
     plain = base_of(folder, runs) if is_adapter(folder) else folder
     shape = read_shape(plain, dropout=recipe.model.dropout)
+    if recipe.lora and not isinstance(shape, GPTShape):
+        raise RecipeError(f"lora: {recipe.start} is an RNN, and adapters are for GPTs; leave [lora] out")
     context = recipe.model.context or shape.context
-    if context > shape.context:
+    if context > shape.context and isinstance(shape, GPTShape):
         raise RecipeError(f"model.context = {context}: {recipe.start} has {shape.context}; it can only be shortened")
     tokenizer = read_tokenizer(newest or folder)
     if tokenizer is None and recipe.tokenizer is None:
@@ -89,7 +122,10 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
         raise RecipeError(f"{recipe.start} has a tokenizer, and can be read with no other: leave [tokenizer] out")
     model = recipe.model.model_copy(update={"context": context})
     template = _template(recipe, newest or folder, tokenizer)
-    start = Start(recipe.start, folder, shape, tokenizer, template, continued=newest is not None)
+    labels = read_labels(newest or folder)
+    if labels is not None and recipe.data.kind != "labels":
+        raise RecipeError(f"{recipe.start} is a classifier and cannot write; data.kind = labels tunes it")
+    start = Start(recipe.start, folder, shape, tokenizer, template, labels, continued=newest is not None)
     return start, recipe.model_copy(update={"model": model})
 
 
@@ -111,36 +147,48 @@ def _newest(run: Run) -> Path | None:
     return None
 
 
-def outline(recipe: Recipe, vocab: Vocabulary, start: Start | None) -> GPT:
+def outline(recipe: Recipe, vocab: Vocabulary, start: Start | None) -> Model:
     """The model that is trained, adapted or not, with random weights: for its shapes (on the meta device, traced)."""
-    model = GPT(start.tuned_shape(recipe, vocab.size)) if start else build_model(recipe.model, vocab.size)
-    if start and recipe.lora:
-        _adapt(model, recipe.lora, vocab)
+    model = new_model(start.tuned_shape(recipe, vocab.size)) if start else build_model(recipe.model, vocab.size)
+    return _ready(model, recipe, vocab, lora=recipe.lora if start else None)
+
+
+def _ready(model: Model, recipe: Recipe, vocab: Vocabulary, *, lora: LoraSettings | None) -> Model:
+    """The model as it is trained: with the head of a classifier, adapted, frozen but for its head."""
+    if vocab.labels is not None:
+        model = as_classifier(model, vocab.labels)
+    if lora is not None:
+        assert isinstance(model, GPT)
+        _adapt(model, lora, vocab)
+    if recipe.training.parameters == "head":
+        freeze_body(model)
     model.activation_checkpointing = recipe.training.activation_checkpointing
     return model
 
 
 def make_model(
     recipe: Recipe, vocab: Vocabulary, start: Start | None, checkpoint: Path | None, base: Base | None, runs: Path
-) -> GPT:
+) -> Model:
     """The model that is trained, on the CPU: from the checkpoint that a run continues from, else the start's weights,
     else new ones (torch's global generator decides them). `base`: that of an adapted one (`make_base`)."""
+    lora = None
     if base is not None and start and recipe.lora:
         shape = start.tuned_shape(recipe, vocab.size)
         model = load_model(base.folder, context=shape.context, dropout=shape.dropout)
         if checkpoint:
             check_base(checkpoint, base.folder, base.fingerprint)
+            if vocab.labels is not None:
+                model = as_classifier(model, vocab.labels)
             load_adapter(model, checkpoint)
         else:
-            _adapt(model, recipe.lora, vocab)
+            lora = recipe.lora
     elif checkpoint:
         model = load_model(checkpoint)
     elif start:
         model = start.load(recipe, vocab, runs)
     else:
         model = build_model(recipe.model, vocab.size)
-    model.activation_checkpointing = recipe.training.activation_checkpointing
-    return model
+    return _ready(model, recipe, vocab, lora=lora)
 
 
 def _adapt(model: GPT, settings: LoraSettings, vocab: Vocabulary) -> None:
@@ -162,7 +210,7 @@ def make_base(
     those that are tuned (an adapter merged, a vocabulary extended, nanoGPT's file)."""
     folder = run.base_folder
     plain = (start.folder / "config.json").is_file() and not is_adapter(start.folder)
-    same = plain and vocab.first_added is None and vocab.size <= start.shape.vocab_size
+    same = plain and vocab.first_added is None and vocab.size <= start.shape.vocab_size and not recipe.model.keep_layers
     if not folder.exists():
         if same:
             keep_base(start.folder, folder)

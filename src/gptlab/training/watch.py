@@ -18,11 +18,11 @@ from torch import Tensor
 from gptlab.evaluation.answers import answer
 from gptlab.evaluation.samples import SampleSettings, TextCompletion, complete
 from gptlab.evaluation.scores import Scorer
-from gptlab.model.gpt import GPT
+from gptlab.model.folder import Model
 from gptlab.run.checkpoint import Base, TrainingState
 from gptlab.run.run import Run
 from gptlab.text.dialogue import Message
-from gptlab.training.cadence import Cadence, CheckpointSettings, ValidationSettings
+from gptlab.training.cadence import CLASS_METRICS, Cadence, CheckpointSettings, ValidationSettings
 from gptlab.training.judge import Judge
 from gptlab.training.length import Length
 from gptlab.training.loop import Engine, State
@@ -63,7 +63,7 @@ class RunWatcher:
 
     run: Run
     engine: Engine
-    model: GPT
+    model: Model
     data: Prepared
     base: Base | None
     judge: Judge | None
@@ -72,8 +72,9 @@ class RunWatcher:
     samples: SampleSettings
     checkpoints: CheckpointSettings
     seed: int
-    work_of_token: float
-    """A token's operations as a share of what the machine does at its peak in a second."""
+    work_of_item: float
+    """Of the operations that the machine does at its peak in a second the share that a token, or a text with its label,
+    takes."""
     decided_once: dict[str, Any]
     progress: Progress
     stop_asked: Callable[[], bool] = lambda: False
@@ -95,7 +96,7 @@ class RunWatcher:
         """What the start is worth on the whole validation set before it is tuned; it is no candidate for the best. What
         a run that was killed before its first save has measured already is not measured again."""
         if not self.run.metrics("validation"):
-            scores = self._scorer().text(self.engine.model, self.data.validation, self.progress.evaluating)
+            scores = self._scorer().whole(self.engine.model, self.data.validation, self.progress.evaluating)
             self._log_scores("validation", state, scores)
         if self.judge and not self.run.metrics("reward"):
             self._judge(state)
@@ -111,7 +112,7 @@ class RunWatcher:
         return wanted or self.stop_asked()  # what is saved must have been seen to be finite
 
     def log(self, record: dict[str, Any], state: State, length: Length) -> None:
-        record["peak_share"] = record["tokens_per_second"] * self.work_of_token
+        record["peak_share"] = record["tokens_per_second"] * self.work_of_item
         self.run.log(record)
         self.progress.step(record, length.total)
 
@@ -152,24 +153,25 @@ class RunWatcher:
     def _evaluate(self, state: State, total: int | None) -> bool:
         """Scores the sampled rows or the whole set or both, whatever is due; whether it is the best so far.
 
-        A set that is not larger than the sample is always scored whole.
+        A set that is not larger than the sample is always scored whole, and so is one by which a classifier is chosen.
         """
-        rows = self.data.validation
-        small = len(rows) <= self.validation.sampled_rows
+        rows, by = self.data.validation, self.validation.best_by
+        small = len(rows) <= self.validation.sampled_rows or by in CLASS_METRICS
         scores: dict[str, dict[str, float]] = {}
         scorer = self._scorer()
         if self.cadence.evaluation(state.step, total) and not small:
             chosen = np.linspace(0, len(rows) - 1, self.validation.sampled_rows).astype(np.int64)
             scores["validation_sampled"] = scorer.rows(self.engine.model, rows, chosen, self.progress.evaluating)
         if self.cadence.whole_validation(state.step, total) or small:
-            scores["validation"] = scorer.text(self.engine.model, rows, self.progress.evaluating)
+            scores["validation"] = scorer.whole(self.engine.model, rows, self.progress.evaluating)
         for event, values in scores.items():
             self._log_scores(event, state, values)
         losses = {event: values["loss"] for event, values in scores.items()}
+        if by in CLASS_METRICS and "validation" in scores:
+            losses[by] = -scores["validation"][by]
         if self.judge and self.cadence.evaluation(state.step, total):
             losses["reward"] = -self._judge(state)
-        by = self.validation.best_by
-        followed = losses.get("validation" if small and by != "reward" else by)
+        followed = losses.get("validation" if small and by == "validation_sampled" else by)
         return followed is not None and self.best.update(state.step, followed)
 
     def _judge(self, state: State) -> float:
@@ -268,8 +270,9 @@ class RunWatcher:
     def _best_in_words(self) -> dict[str, float] | None:
         if self.best.step is None:
             return None
-        by_reward = self.validation.best_by == "reward"
-        return {"step": self.best.step, **({"reward": -self.best.loss} if by_reward else {"loss": self.best.loss})}
+        by = self.validation.best_by
+        risen = by == "reward" or by in CLASS_METRICS
+        return {"step": self.best.step, **({by: -self.best.loss} if risen else {"loss": self.best.loss})}
 
 
 @contextmanager

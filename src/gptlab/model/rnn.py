@@ -1,0 +1,145 @@
+"""Recurrent language models to compare a GPT with: Elman's network, the GRU and the LSTM, by torch's own layers.
+
+Elman, "Finding Structure in Time" (1990), with tanh; Cho et al., "Learning Phrase Representations using RNN
+Encoder-Decoder" (2014); Hochreiter & Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers et al.
+(2000). As a language model: Zaremba et al., "Recurrent Neural Network Regularization" (2014). torch's layers are held
+against the equations in float64 (tests/model/test_rnn.py). The module needs nothing but torch.
+
+    model = RNN(RNNShape(vocab_size=32_000, context=128, n_layer=2, n_embd=512, n_hidden=512, cell="lstm"))
+    hidden = model(tokens)             # (rows, time) → (rows, time, n_hidden)
+    logits = model.logits(hidden)      # (rows, time, vocab_size)
+
+Equal parameters. A layer of width w whose input is as wide has g·(2w² + 2w) parameters, g = 1 (rnn), 3 (gru), 4 (lstm);
+a block of a GPT has 12w² + 13w. So beside n blocks of the same width and vocabulary stand 6n layers of an RNN, 2n of a
+GRU, or 1.5n of an LSTM. Otherwise a layer has g·(n_hidden·(n_in + n_hidden) + 2·n_hidden), where n_in is n_embd for the
+first and n_hidden for the others; the embedding has vocab_size·n_embd, an output layer that is not tied to it
+vocab_size·n_hidden, and a GPT's positions context·n_embd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+Cell = Literal["rnn", "gru", "lstm"]
+"""rnn: Elman's, tanh."""
+
+LAYERS: dict[Cell, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+@dataclass(frozen=True)
+class RNNShape:
+    """What an RNN is made from. `context`: the length of the rows it learns from; it can read on for as long as wanted.
+    `tie_head`: the output layer shares the token embedding's weights, which needs n_hidden = n_embd."""
+
+    vocab_size: int
+    context: int
+    n_layer: int
+    n_embd: int
+    n_hidden: int
+    cell: Cell = "lstm"
+    dropout: float = 0.0
+    tie_head: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "n_layer", "n_embd", "n_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.cell not in get_args(Cell):
+            raise ValueError(f"cell = {self.cell!r}: wanted {' or '.join(map(repr, get_args(Cell)))}")
+        if self.tie_head and self.n_hidden != self.n_embd:
+            raise ValueError(
+                f"n_hidden = {self.n_hidden} is not n_embd = {self.n_embd}: an output layer tied to the embedding needs"
+                " them equal; make them so, or take tie_head = false"
+            )
+
+
+class RecurrentState:
+    """What an RNN remembers of all that it has read: rows beside each other, each at its own length.
+
+    lengths: how many of the next tokens of each row are real, (rows,); what stands behind them is padding and is not
+             read. None: all are. It is used once
+    """
+
+    def __init__(self, lengths: Sequence[int] | None = None) -> None:
+        self.lengths = lengths
+        self.value: Tensor | tuple[Tensor, Tensor] | None = None
+        """The hidden states (n_layer, rows, n_hidden), of an LSTM those and its cells; None before the first token."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Only these rows go on, in this order."""
+
+        def kept(part: Tensor) -> Tensor:
+            return part.index_select(1, torch.tensor(rows, device=part.device))
+
+        assert self.value is not None
+        self.value = kept(self.value) if isinstance(self.value, Tensor) else (kept(self.value[0]), kept(self.value[1]))
+
+
+class RNN(nn.Module):
+    """A recurrent language model. Dropout is on the embedding, between the layers and on the output, and never on what
+    a layer hands to itself (Zaremba et al., 2014, figure 2)."""
+
+    def __init__(self, shape: RNNShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.activation_checkpointing = False
+        """A GPT has it. Here nothing is computed again, whatever it says."""
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
+        self.rnn = LAYERS[shape.cell](
+            shape.n_embd, shape.n_hidden, shape.n_layer, batch_first=True,
+            dropout=shape.dropout if shape.n_layer > 1 else 0.0,  # torch warns where there is no layer to drop between
+        )  # fmt: skip
+        self.lm_head = nn.Linear(shape.n_hidden, shape.vocab_size, bias=False)
+        if shape.tie_head:
+            self.lm_head.weight = self.wte.weight
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Embedding and output layer U(−0.1, 0.1), the rest U(−1/√n_hidden, 1/√n_hidden), which is torch's own: Merity
+        et al., "Regularizing and Optimizing LSTM Language Models" (2017), section 5. The forget gates of an LSTM start
+        with a bias of 1: Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures" (2015)."""
+        self.rnn.reset_parameters()
+        if self.shape.cell == "lstm":
+            forget = slice(self.shape.n_hidden, 2 * self.shape.n_hidden)  # torch's order: input, forget, cell, output
+            for layer in range(self.shape.n_layer):
+                getattr(self.rnn, f"bias_ih_l{layer}")[forget] = 1.0
+                getattr(self.rnn, f"bias_hh_l{layer}")[forget] = 0.0  # the two are added
+        for name, parameter in self.named_parameters():
+            if name in ("wte.weight", "lm_head.weight"):  # a tied one has the first name alone
+                nn.init.uniform_(parameter, -0.1, 0.1)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output layer's weight, (vocab_size, n_hidden)."""
+        return self.lm_head.weight
+
+    def forward(self, tokens: Tensor, cache: RecurrentState | None = None) -> Tensor:
+        """Tokens (rows, time) int64 → the last layer's hidden state after each of them (rows, time, n_hidden).
+
+        With a cache the tokens continue what it has read; where it says how long the rows are, what is behind their
+        ends is 0.
+        """
+        x = F.dropout(self.wte(tokens), self.shape.dropout, self.training)
+        if cache is None:
+            hidden, _ = self.rnn(x)
+        elif cache.lengths is None:
+            hidden, cache.value = self.rnn(x, cache.value)
+        else:
+            # Of uneven rows only a packed sequence gives the states of all layers at each row's own end.
+            packed = pack_padded_sequence(x, torch.tensor(cache.lengths), batch_first=True, enforce_sorted=False)
+            packed, cache.value = self.rnn(packed, cache.value)
+            hidden, _ = pad_packed_sequence(packed, batch_first=True, total_length=tokens.shape[1])
+            cache.lengths = None
+        return F.dropout(hidden, self.shape.dropout, self.training)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (…, n_hidden) → logits (…, vocab_size)."""
+        return F.linear(hidden, self.head_weight)

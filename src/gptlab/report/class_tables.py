@@ -1,0 +1,181 @@
+"""The tables of a run that classifies, and of what a teacher adds to any run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptlab import words
+from gptlab.report.table import Pairs, Table, left_out, make_table, put, step_name
+
+REMARKS = {
+    "cut": "cut",
+    "empty": "empty",
+    "overlapping": "also in validation or test",
+    "contradicting": "with two labels",
+}
+"""What texts are besides whole (data/label_counts.py), in the order of the words below the table."""
+
+SETS = {
+    "validation": "the validation set",
+    "validation, a sample": "a sample of the validation set",
+    "test": "the test set",
+}
+
+MANY_CLASSES = 20
+"""Of more classes than these no table says which was taken for which: it would be wider than any page."""
+
+
+def key_figures(facts: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
+    """(what, figure, remark): accuracy beside its baseline, Matthews' correlation, macro F1 of the best model."""
+    found = []
+    for split, row in (("validation", facts["best"]), ("test", facts["test"])):
+        if row is None:
+            continue
+        baseline = put(lambda share: f"majority {percent(share)}", row["majority_accuracy"])
+        found += [
+            (f"{split} accuracy", put(percent, row.get("accuracy")), _remark(baseline, _interval(row, "accuracy"))),
+            (f"{split} Matthews' correlation", put(_score, row.get("matthews")), _remark(_interval(row, "matthews"))),
+            (f"{split} macro F1", put(_score, row.get("f1")), _remark(_interval(row, "f1"))),
+        ]
+    return found
+
+
+def verdicts(facts: Mapping[str, Any]) -> list[str]:
+    """A sentence for each set on which the best model is no better than always giving one answer, or may not be."""
+    rows = [row for row in (facts["best"], facts["test"]) if facts["classes"] and row]
+    return [sentence for row in rows if (sentence := _verdict(row, facts["classes"]["majority"]))]
+
+
+def scores(facts: Mapping[str, Any]) -> Table:
+    """One row for each model and set of texts scored; no accuracy without its baseline."""
+    return make_table(facts["scores"], [
+        ("model", step_name),
+        ("on", lambda row: row["on"]),
+        ("texts", lambda row: put(words.number, row.get("texts", row.get("tokens")))),
+        ("nats per text", lambda row: put("{:.4f}".format, row.get("nats"))),
+        ("loss with the teacher's share", mixed_loss),
+        ("accuracy [95\u00a0%]", lambda row: _with_interval(row, "accuracy")),
+        ("majority", lambda row: put(percent, row["majority_accuracy"])),
+        ("Matthews [95\u00a0%]", lambda row: _with_interval(row, "matthews")),
+        ("macro F1 [95\u00a0%]", lambda row: _with_interval(row, "f1")),
+    ])  # fmt: skip
+
+
+def per_class(facts: Mapping[str, Any]) -> Table:
+    """How well each class is found, of the scores that are shown."""
+    shown = (facts["classes"] or {}).get("shown") or {}
+    rows = [{"class": label, **row} for label, row in shown.get("per_class", {}).items()]
+    return make_table(rows, [
+        ("class", lambda row: row["class"]),
+        ("texts", lambda row: words.number(row["texts"])),
+        ("precision", lambda row: _score(row["precision"])),
+        ("recall", lambda row: _score(row["recall"])),
+        ("F1", lambda row: _score(row["f1"])),
+    ])  # fmt: skip
+
+
+def confusion(facts: Mapping[str, Any]) -> Table:
+    """What was taken for what, of the scores that are shown: true classes down, answers across."""
+    classes = facts["classes"] or {}
+    labels, shown = classes.get("labels", []), classes.get("shown")
+    rows = zip(labels, shown["confusion"], strict=True) if shown and len(labels) <= MANY_CLASSES else ()
+    heads = ["true \\ answer", *labels]
+    return Table(heads, [[label, *map(words.number, row)] for label, row in rows], [False, *(True for _ in labels)])
+
+
+def sources(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What each source of texts with labels gave."""
+    return make_table(rows, [
+        ("source", lambda row: row.get("name")),
+        ("split", lambda row: row.get("split")),
+        ("texts", lambda row: put(words.number, row.get("texts"))),
+        ("tokens", lambda row: put(words.number, row.get("tokens"))),
+        (
+            "tokens a text: median, 90 %, 99 %, longest",
+            lambda row: put(lambda lengths: " / ".join(map(words.number, lengths)), row.get("percentiles")),
+        ),
+        ("cut, left out", _remarks),
+    ])  # fmt: skip
+
+
+def class_counts(facts: Mapping[str, Any]) -> Table:
+    """How many texts of each split have which class, with their share."""
+    classes = facts["classes"] or {"labels": [], "counts": {}}
+    counts = classes["counts"]
+    rows = [{"class": label, **{split: found[label] for split, found in counts.items()}} for label in classes["labels"]]
+    texts = {split: sum(found.values()) or 1 for split, found in counts.items()}
+
+    def count(row: Mapping[str, Any], split: str) -> str:
+        return f"{words.number(row[split])} ({percent(row[split] / texts[split])})"
+
+    splits = ((split, lambda row, split=split: count(row, split)) for split in counts)
+    return make_table(rows, [("class", lambda row: row["class"]), *splits])
+
+
+def distillation(facts: Mapping[str, Any]) -> Pairs:
+    """The teacher, and what is descended."""
+    if not (found := facts["distillation"]):
+        return []
+    pairs = [
+        ("teacher", found["teacher"]),
+        ("its weights", found["fingerprint"]),
+        ("α, the teacher's share", put("{:g}".format, found["alpha"])),
+        ("T, the temperature", put("{:g}".format, found["temperature"])),
+        ("loss", "α · T² · KL(softmax(teacher / T) ‖ softmax(student / T)) + (1 − α) · cross-entropy"),
+    ]
+    return [(what, value) for what, value in pairs if value]
+
+
+def mixed_loss(row: Mapping[str, Any]) -> str | None:
+    """What was descended where a teacher is part of it; what it is compared by is the cross-entropy alone."""
+    return put("{:.4f}".format, row.get("loss")) if "cross_entropy" in row else None
+
+
+def percent(share: float) -> str:
+    """0.7413 → "74.1 %": of a thousand texts one is a tenth."""
+    return f"{100 * share:.1f}\u00a0%"
+
+
+def _verdict(row: Mapping[str, Any], majority: str) -> str | None:
+    if row["against_majority"] not in ("below", "within"):
+        return None
+    on, always = SETS[row["on"]], f"always answering “{majority}”: {percent(row['majority_accuracy'])}"
+    if row["against_majority"] == "below":
+        return f"On {on} it does not beat the majority baseline ({always})."
+    return (
+        f"On {on} the interval of its accuracy contains the majority baseline ({always}): by these "
+        f"{words.number(row['texts'])} texts the two cannot be told apart."
+    )
+
+
+def _remarks(row: Mapping[str, Any]) -> str:
+    duplicates = "duplicates, " + ("left out" if row.get("dropped_duplicates") else "kept")
+    return left_out(row, {**REMARKS, "duplicates": duplicates})
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _bounds(row: Mapping[str, Any], key: str) -> tuple[str, str] | None:
+    """The ends of a score's interval, an accuracy's in per cent."""
+    if f"{key}_low" not in row:
+        return None
+    low, high = (f"{100 * row[end]:.1f}" if key == "accuracy" else _score(row[end]) for end in (f"{key}_low", f"{key}_high"))
+    return low, high
+
+
+def _interval(row: Mapping[str, Any], key: str) -> str | None:
+    return put(lambda ends: f"95\u00a0%: {ends[0]} to {ends[1]}", _bounds(row, key))
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> str | None:
+    """The score, and on a line of its own its interval, for a page is not as wide as all three."""
+    figure = put(percent if key == "accuracy" else _score, row.get(key))
+    ends = _bounds(row, key)
+    return f"{figure}\n[{', '.join(ends)}]" if figure and ends else figure
+
+
+def _remark(*parts: str | None) -> str:
+    return "; ".join(filter(None, parts))
