@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import tempfile
 import time
@@ -89,6 +90,7 @@ class Harness:
     def __init__(self, folder: str, device: str, batch_size: int, work: Path) -> None:
         from lm_eval.models.huggingface import HFLM
 
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it would name every row that it cuts
         self.model = HFLM(pretrained=folder, device=device, dtype="float32", batch_size=batch_size)
         self.work = work
 

@@ -15,7 +15,7 @@ from transformers import GPT2LMHeadModel
 from gptlab.data.choices import Item, Kind, read_choices
 from gptlab.device import Precision
 from gptlab.errors import ModelError
-from gptlab.evaluation.choice import evaluate_choices, evenly
+from gptlab.evaluation.choice import SCORES, evaluate_choices, evenly
 from gptlab.evaluation.continuations import LogLikelihoods, log_likelihoods
 from gptlab.model.folder import Model, save_model
 from gptlab.model.gpt import GPT, GPTShape
@@ -212,6 +212,14 @@ def test_a_model_that_thinks_all_tokens_alike(tokenizer: Tokenizer, folder: Path
     assert (blimp["chance"], blimp["items"]) == (0.5, 4)
 
 
+def test_endings_are_divided_by_their_characters() -> None:
+    """Neither by bytes nor with the space before them: either would prefer the first."""
+    items = [Item("he", (" éé", " abcd", " x", " y"), 1)]
+    log_probs = np.array([-2.0, -3.9, -5.0, -5.0])
+    found = SCORES["hellaswag"](items, LogLikelihoods(log_probs, log_probs > 0, 0))
+    assert (found["accuracy"], found["accuracy_normalised"]) == (0, 1)
+
+
 def test_a_model_that_has_read_them_knows_them(tokenizer: Tokenizer, folder: Path) -> None:
     torch.manual_seed(0)
     model = GPT(GPTShape(tokenizer.vocab_size, CONTEXT, n_layer=1, n_head=2, n_embd=32))
@@ -219,7 +227,7 @@ def test_a_model_that_has_read_them_knows_them(tokenizer: Tokenizer, folder: Pat
     texts = [[tokenizer.eos_id, *tokenizer.encode(f" {sentence}")] for sentence in GOOD]
     texts += [tokenizer.encode(passage) for passage in PASSAGES[:2]]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(60):
+    for _ in range(30):
         for ids in texts:
             tokens, targets = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
             summed_cross_entropy(model(tokens), model.head_weight, targets, torch.arange(len(ids) - 1)).backward()

@@ -20,8 +20,8 @@ from gptlab.errors import ModelError
 from gptlab.kernels.softmax import softmax_loss_
 from gptlab.model.head import by_chunks, product_dtype, scaled_gradients, select
 
-BLOCK_ELEMENTS = 2**20
-"""Logits of each model that are compared at once: 4 MiB in float32, so that what is made of them stays in the cache."""
+BLOCK_ELEMENTS = 2**19
+"""Logits of each model that are compared at once: 2 MiB in float32, so that what is made of them stays in the cache."""
 
 
 def summed_distillation(
