@@ -59,3 +59,8 @@ def share(value: float) -> str:
 def printable(text: str) -> str:
     """Without control characters, which a model may write and a terminal would obey."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
+def percent(share: float) -> str:
+    """0.6894 → "68.9 %"."""
+    return f"{100 * share:.1f} %"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from gptlab.data.batch import pad_rows
 from gptlab.data.choices import Item, Kind, read_choices
 from gptlab.device import Precision
 from gptlab.errors import ModelError
@@ -226,11 +227,11 @@ def test_a_model_that_has_read_them_knows_them(tokenizer: Tokenizer, folder: Pat
     before = {kind: evaluate(kind, model, tokenizer, folder) for kind in ("blimp", "lambada")}
     texts = [[tokenizer.eos_id, *tokenizer.encode(f" {sentence}")] for sentence in GOOD]
     texts += [tokenizer.encode(passage) for passage in PASSAGES[:2]]
+    batch = pad_rows([(ids[:-1], ids[1:]) for ids in texts], range(len(texts)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(30):
-        for ids in texts:
-            tokens, targets = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
-            summed_cross_entropy(model(tokens), model.head_weight, targets, torch.arange(len(ids) - 1)).backward()
+    for _ in range(60):
+        hidden = model(batch.tokens)
+        summed_cross_entropy(hidden, model.head_weight, batch.targets, batch.positions).backward()
         optimizer.step()
         optimizer.zero_grad()
     blimp, lambada = (evaluate(kind, model, tokenizer, folder) for kind in ("blimp", "lambada"))

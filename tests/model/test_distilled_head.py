@@ -13,7 +13,7 @@ from gptlab.model.distilled_head import summed_distillation
 ROWS, TIME, WIDTH, TEACHER_WIDTH, VOCABULARY = 3, 7, 5, 8, 11
 
 
-@pytest.fixture(params=[1, 8 * VOCABULARY, 10**6], ids=["chunk of 1", "chunk of 4", "one chunk"])
+@pytest.fixture(params=[1, 4 * VOCABULARY, 10**6], ids=["chunk of 1", "chunk of 4", "one chunk"])
 def chunk(request, monkeypatch):
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", request.param)
 

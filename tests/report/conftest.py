@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptlab.report.report import write_report
@@ -110,6 +112,140 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             if content is not None:
                 (folder / file).write_text(content, encoding="utf-8")
         return folder
+
+    return make
+
+
+COLA_RECIPE = """name = "cola"
+start = "runs/base"
+[model]
+kind = "gpt"
+context = 64
+[data]
+kind = "labels"
+[objective]
+kind = "classification"
+[lora]
+rank = 4
+alpha = 16.0
+targets = ["attn.c_attn", "mlp.c_fc"]
+also_train = ["layer_norms"]
+[training]
+epochs = 10
+parameters = "all"
+[validation]
+best_by = "matthews"
+"""
+COLA_TRAIN = {
+    "name": "cola", "split": "train", "texts": 8551, "tokens": 95_610,
+    "classes": {"unacceptable": 2528, "acceptable": 6023}, "empty": 2, "empty_at": ["line 5", "line 6"], "cut": 1,
+    "duplicates": 7, "dropped_duplicates": False, "overlapping": 3, "contradicting": 4, "contradicting_at": ["line 8"],
+    "bad": {"no label": 2}, "bad_at": {"no label": ["line 17", "line 90"]},
+    "percentiles": [10, 18, 26, 48],
+}  # fmt: skip
+COLA_VALIDATION = {
+    **COLA_TRAIN, "split": "validation", "texts": 1043, "tokens": 11_700,
+    "classes": {"unacceptable": 322, "acceptable": 721}, "empty": 0, "empty_at": [], "cut": 0, "duplicates": 0,
+    "overlapping": 0, "contradicting": 0, "contradicting_at": [], "bad": {}, "bad_at": {},
+    "percentiles": [10, 18, 24, 33],
+}  # fmt: skip
+COLA_COUNTS = {"adapters": 589_824, "layer_norms": 38_400, "head": 1536, "trainable": 629_760, "all": 125_030_400}
+COLA_ORIGIN: dict[str, Any] = {
+    "command": "gptlab train cola-lora",
+    "device": "CPU, Test 7",
+    "parameters": 125_030_400,
+    "shape": {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257},
+    "trainable": COLA_COUNTS,
+    "labels": ["unacceptable", "acceptable"],
+    "start": {"name": "runs/base", "folder": "/runs/base", "vocab_size": 50_257, "fingerprint": "71e9c54f"},
+    "data": {"table": [COLA_TRAIN, COLA_VALIDATION], "tokenizer": {"vocab_size": 50_257}},
+}
+
+
+def class_scores(accuracy: float, low: float, high: float, confusion: list[list[int]]) -> dict[str, Any]:
+    """As evaluation/classification_scores.py makes them; what does not follow from the confusion is made up."""
+    counts = np.array(confusion)
+    per_class = {
+        label: {"precision": 0.638, "recall": 0.373, "f1": 0.471, "texts": int(counts[number].sum())}
+        for number, label in enumerate(COLA_ORIGIN["labels"])
+    }
+    return {
+        "loss": 0.5643, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high,
+        "majority_accuracy": counts[1].sum() / counts.sum(), "matthews": 0.3345, "matthews_low": 0.274,
+        "matthews_high": 0.394, "f1": 0.6496, "f1_low": 0.617, "f1_high": 0.681, "texts": int(counts.sum()),
+        "per_class": per_class, "confusion": confusion,
+    }  # fmt: skip
+
+
+COLA_BEST = class_scores(0.7411, 0.7143, 0.7670, [[120, 202], [68, 653]])
+COLA_EVALUATION: dict[str, Any] = {
+    "context": 64,
+    "labels": COLA_ORIGIN["labels"],
+    "best": {"step": 402, "validation": COLA_BEST},
+    "last": {"step": 670, "validation": class_scores(0.7335, 0.7066, 0.7593, [[131, 191], [87, 634]])},
+}
+COLA_STATE = {"status": "finished", "step": 670, "total_steps": 670, "best": {"step": 402}, "elapsed_seconds": 2138.0}
+
+EPOCH_STEPS = 67
+
+
+def class_metrics(steps: int = 670) -> list[dict[str, Any]]:
+    """Ten epochs of 67 steps of 128 texts, the last of an epoch short; each validated at its end."""
+    lines: list[dict[str, Any]] = [
+        {
+            "event": "validation",
+            "step": 0,
+            "loss": 1.1,
+            "accuracy": 0.3087,
+            "matthews": 0.0,
+            "f1": 0.236,
+            "tokens": 1043,
+        }
+    ]
+    random = np.random.default_rng(0)
+    texts = 0
+    for step in range(1, steps + 1):
+        epoch, ends = step / EPOCH_STEPS, step % EPOCH_STEPS == 0
+        texts += 8551 - 66 * 128 if ends else 128
+        lines.append({
+            "event": "step", "step": step, "epoch": epoch, "loss": 0.63 - 0.03 * epoch + random.normal(0, 0.03),
+            "accuracy": 0.68 + 0.02 * epoch + random.normal(0, 0.03), "matthews": 0.3, "f1": 0.6, "learning_rate": 1e-3,
+            "gradient_norm": 1.0, "tokens": texts, "tokens_per_second": 40.0, "seconds": 3.2 * step,
+            "memory_bytes": 1_890_000_000,
+        })  # fmt: skip
+        if ends:
+            far = (epoch - 6) / 6
+            lines.append({
+                "event": "validation", "step": step, "loss": 0.5643 + 0.05 * far**2, "tokens": 1043,
+                "accuracy": 0.7411 - 0.05 * far**2, "matthews": 0.3345 - 0.2 * far**2, "f1": 0.65 - 0.1 * far**2,
+            })  # fmt: skip
+    return lines
+
+
+@pytest.fixture
+def cola() -> SimpleNamespace:
+    """What a run on CoLA by LoRA leaves in its files, to be changed: `recipe` as text, `origin`, `train` and
+    `validation` (what its source gave), `evaluation`, `scores(accuracy, low, high, confusion)`, `metrics(steps)`."""
+    return SimpleNamespace(
+        recipe=COLA_RECIPE, origin=COLA_ORIGIN, train=COLA_TRAIN, validation=COLA_VALIDATION, best=COLA_BEST,
+        evaluation=COLA_EVALUATION, scores=class_scores, metrics=class_metrics,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def classified(make_run: Callable[..., Path]) -> Callable[..., Path]:
+    """classified(**files) → a finished run of CoLA by LoRA; `files` as make_run takes them."""
+
+    def make(**changes: str | None) -> Path:
+        files: dict[str, str | None] = {
+            "recipe": COLA_RECIPE,
+            "origin": json.dumps(COLA_ORIGIN),
+            "state": json.dumps(COLA_STATE),
+            "evaluation": json.dumps(COLA_EVALUATION),
+            "metrics": jsonl(class_metrics()),
+            "samples": None,
+        }
+        return make_run("cola", **{**files, **changes})
 
     return make
 

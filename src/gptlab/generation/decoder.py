@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Decoder:
         self.model, self.precision = model, check_precision(precision)
         self.context, self.reason = sys.maxsize, ""
         self.native: Decode | None = None
-        self._steps: nn.Module = model
+        self._steps: Any = model
         if not isinstance(model, RNN):
             self._prepare(model, precision)
         elif precision != "float32":

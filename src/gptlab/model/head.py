@@ -30,8 +30,8 @@ from gptlab.kernels import buffers, fused_head
 from gptlab.kernels.softmax import softmax_loss_
 
 CHUNK_ELEMENTS = 2**25
-"""Logits held at once: 128 MiB in float32, 667 positions of GPT-2's vocabulary. Smaller chunks read and write
-the weight's gradient more often, larger ones only cost memory."""
+"""Logits of a model held at once: 128 MiB in float32, 667 positions of GPT-2's vocabulary. Smaller chunks read and
+write the weight's gradient more often, larger ones only cost memory."""
 
 
 def summed_cross_entropy(
@@ -161,7 +161,7 @@ def by_chunks(
     call to call on a CPU; rooms beyond the first are the function's own.
     """
     hidden_cast, weight_cast = hidden.detach().to(dtype), weight.detach().to(dtype)
-    size = max(1, min(len(hidden), CHUNK_ELEMENTS // (rooms * len(weight))))
+    size = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight)))
     memory = buffers.logits_like(hidden_cast, rooms * size, len(weight)).view(rooms, size, len(weight))
     losses = []
     d_hidden = torch.empty_like(hidden_cast) if need_hidden else None

@@ -89,7 +89,9 @@ def _curve(
     draw_validation(axes, metrics, key, steps_per_unit)
     _mark_best(axes, metrics, key, facts["best_step"], steps_per_unit)
     if majority is not None:
-        axes.axhline(majority, color=INK, linewidth=0.8, linestyle=":", label="majority")
+        sampled = any(line["event"] == "validation_sampled" for line in metrics)
+        label = "majority in the whole" if sampled else "majority"
+        axes.axhline(majority, color=INK, linewidth=0.8, linestyle=":", label=label)
     if key == "accuracy":
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     figure.legend(loc="outside lower center", ncols=2)

@@ -16,6 +16,9 @@ REMARKS = {
 }
 """What texts are besides whole (data/label_counts.py), in the order of the words below the table."""
 
+SHOWN_CONTRADICTIONS = 2
+"""Each is a text with the places of both its labels."""
+
 SETS = {
     "validation": "the validation set",
     "validation, a sample": "a sample of the validation set",
@@ -142,16 +145,24 @@ def _verdict(row: Mapping[str, Any], majority: str) -> str | None:
         return None
     on, always = SETS[row["on"]], f"always answering “{majority}”: {percent(row['majority_accuracy'])}"
     if row["against_majority"] == "below":
-        return f"On {on} it does not beat the majority baseline ({always})."
+        same = ", for it answers so itself" if _answers(row) == [majority] else ""
+        return f"On {on} it does not beat the majority baseline ({always}){same}."
     return (
         f"On {on} the interval of its accuracy contains the majority baseline ({always}): by these "
         f"{words.number(row['texts'])} texts the two cannot be told apart."
     )
 
 
+def _answers(row: Mapping[str, Any]) -> list[str]:
+    """The classes that it answers at all, where that is known."""
+    counts = zip(row["per_class"], zip(*row["confusion"], strict=True), strict=True) if "confusion" in row else ()
+    return [label for label, texts in counts if any(texts)]
+
+
 def _remarks(row: Mapping[str, Any]) -> str:
     duplicates = "duplicates, " + ("left out" if row.get("dropped_duplicates") else "kept")
-    return left_out(row, {**REMARKS, "duplicates": duplicates})
+    shown = {**row, "contradicting_at": row.get("contradicting_at", [])[:SHOWN_CONTRADICTIONS]}
+    return left_out(shown, {**REMARKS, "duplicates": duplicates})
 
 
 def _score(value: float) -> str:
@@ -162,8 +173,8 @@ def _bounds(row: Mapping[str, Any], key: str) -> tuple[str, str] | None:
     """The ends of a score's interval, an accuracy's in per cent."""
     if f"{key}_low" not in row:
         return None
-    low, high = (f"{100 * row[end]:.1f}" if key == "accuracy" else _score(row[end]) for end in (f"{key}_low", f"{key}_high"))
-    return low, high
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return (f"{100 * low:.1f}", f"{100 * high:.1f}") if key == "accuracy" else (_score(low), _score(high))
 
 
 def _interval(row: Mapping[str, Any], key: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,9 +127,11 @@ def single(metrics: Sequence[Record], key: str, words: str) -> Figure | None:
 
 def _write(figure: Figure, path: Path) -> str:
     """The figure as path.svg and path.png; returns the SVG with the page's colours, ready to stand in HTML."""
-    figure.savefig(path.with_suffix(".png"), dpi=200)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class in a script that the PNG's font has not
+        figure.savefig(path.with_suffix(".png"), dpi=200)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     path.with_suffix(".svg").write_text(svg, encoding="utf-8")
     inline = svg[svg.index("<svg ") :]

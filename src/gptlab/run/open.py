@@ -86,7 +86,7 @@ def open_model(
     at = device if isinstance(device, torch.device) else pick_device(device)
     folder = find_model(str(name), runs=Path(runs), checkpoint=checkpoint)
     if task is not None:
-        _require_task(task, str(name), read_labels(folder))
+        require_task(task, str(name), read_labels(folder))
     tokenizer = read_tokenizer(folder)
     model = load_weights(folder, device=at, runs=Path(runs)).eval()
     if tokenizer is not None and tokenizer.vocab_size > model.shape.vocab_size:
@@ -182,7 +182,7 @@ def parse_checkpoint(which: str | None) -> Which:
     raise UserError(f"--checkpoint {which}: wanted best, last or the number of a step")
 
 
-def _require_task(task: Task, name: str, labels: tuple[str, ...] | None) -> None:
+def require_task(task: Task, name: str, labels: tuple[str, ...] | None) -> None:
     """UserError where a model with these labels is not for this task."""
     if task == "language" and labels is not None:
         raise UserError(

@@ -28,7 +28,7 @@ from gptlab.training.continuing import (
 from gptlab.training.ending import evaluate_ends, in_words
 from gptlab.training.fit import decide_micro_batch, memory_errors
 from gptlab.training.judge import Judge
-from gptlab.training.lesson import make_lesson
+from gptlab.training.lesson import find_teacher, make_lesson
 from gptlab.training.loop import Engine, State, deterministic, train
 from gptlab.training.optimizer import Optimizer, check_device
 from gptlab.training.origin import make_origin
@@ -81,6 +81,7 @@ def train_recipe(
         precision = replace(precision, reason="as it began")
 
     start, recipe = find_start(recipe, existing, runs)
+    teacher = find_teacher(recipe, existing, runs)
     data = prepare(recipe, progress, start)
     progress.table("data", *sources_table(data))
     vocabulary = data.vocabulary
@@ -99,7 +100,7 @@ def train_recipe(
         )
         size = start.tuned_shape(recipe, vocabulary.size).vocab_size if start else vocabulary.size
         lesson = make_lesson(
-            recipe, data, vocab_size=size, device=place, precision=precision, runs=runs, progress=progress
+            recipe, data, teacher, vocab_size=size, device=place, precision=precision, runs=runs, progress=progress
         )
         data, objective = lesson.data, lesson.objective
         with progress.busy("predicting memory"):
@@ -146,7 +147,7 @@ def train_recipe(
                 data=data,
                 base=base,
                 judge=judge,
-                cadence=make_cadence(recipe, len(data.rows)),
+                cadence=make_cadence(recipe, len(data.rows), len(data.validation)),
                 validation=recipe.validation,
                 samples=recipe.samples,
                 checkpoints=recipe.checkpoints,

@@ -12,7 +12,7 @@ from gptlab.errors import RecipeError, RunError
 from gptlab.run.run import Run
 from gptlab.settings import Tree, build, flatten, plain
 from gptlab.training.auto import as_chosen
-from gptlab.training.cadence import Cadence
+from gptlab.training.cadence import CLASS_METRICS, Cadence
 from gptlab.training.length import Length
 from gptlab.training.prepare import Prepared
 from gptlab.training.recipe import LENGTHS, Recipe, TrainingSettings
@@ -162,15 +162,17 @@ def bring_up_to_date(run: Run, recipe: Recipe, data: Prepared, done: int, say: C
     return length
 
 
-def make_cadence(recipe: Recipe, n_rows: int) -> Cadence:
-    """When the run evaluates, samples and saves."""
-    batch_size = recipe.training.batch_size
+def make_cadence(recipe: Recipe, n_rows: int, n_validation: int) -> Cadence:
+    """When a run of `n_rows` and so many rows of validation evaluates, samples and saves."""
+    batch_size, validation = recipe.training.batch_size, recipe.validation
+    whole = validation.best_by in CLASS_METRICS
+    scored = n_validation if whole else min(validation.sampled_rows, n_validation)
     return Cadence(
         recipe.validation.every_steps,
         recipe.samples.every_steps,
         recipe.checkpoints.every_steps,
         steps_per_epoch(n_rows, batch_size),
-        evaluation_cost=recipe.validation.sampled_rows / (3 * batch_size),  # a forward is a third of a step
+        evaluation_cost=scored / (3 * batch_size),  # a forward is a third of a step
     )
 
 

@@ -17,7 +17,7 @@ from gptlab.run.run import Run
 from gptlab.training.loop import Engine
 from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
-from gptlab.words import number, perplexity
+from gptlab.words import number, percent, perplexity
 
 Score = Callable[[Path, Split], dict[str, Any]]
 """The scores of a checkpoint on a split."""
@@ -122,12 +122,9 @@ def _text_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
 
 
 def _class_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    def interval(name: str, form: str) -> str:
-        low, high = found[f"{name}_low"], found[f"{name}_high"]
-        return f"{found[name]:{form}} ({low:{form}} to {high:{form}})"
-
+    accuracy, low, high = (percent(found[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
     return (
-        f"accuracy {interval('accuracy', '.1%')}, always the most frequent class {found['majority_accuracy']:.1%}; "
-        f"Matthews {interval('matthews', '.3f')}, macro F1 {found['f1']:.3f}; {number(found['texts'])} texts, "
-        "95 % intervals"
+        f"accuracy {accuracy} ({low} to {high}), always {found['majority']!r} {percent(found['majority_accuracy'])}; "
+        f"Matthews {found['matthews']:.3f} ({found['matthews_low']:.3f} to {found['matthews_high']:.3f}), macro F1 "
+        f"{found['f1']:.3f}; {number(found['texts'])} texts, 95 % intervals"
     )

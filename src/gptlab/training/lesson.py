@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from gptlab.data.batch import Rows
+from gptlab.data.batch import ValuedRows
 from gptlab.data.splitting import Split
 from gptlab.device import Precision
+from gptlab.errors import RunError
+from gptlab.evaluation.classification_scores import classification_scores
 from gptlab.model.classifier import new_model
-from gptlab.model.folder import Model, Shape
+from gptlab.model.folder import read_labels
 from gptlab.objectives.base import Objective
 from gptlab.objectives.classification import ClassificationObjective
 from gptlab.objectives.distillation import ClassDistillation, DistillationSettings, LanguageDistillation
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.base import weights_fingerprint
-from gptlab.run.open import OpenModel, open_model
+from gptlab.run.open import OpenModel, find_model, open_model, require_task
+from gptlab.run.run import Run
 from gptlab.settings import Tree
 from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
@@ -42,38 +45,70 @@ class Lesson:
     teacher: Tree | None = None
 
 
+def find_teacher(recipe: Recipe, existing: Run | None, runs: Path) -> Tree | None:
+    """What origin.json says of the recipe's teacher: its name, folder and the fingerprint of its weights; None where it
+    has none. A run that continues has the one that it began with, wherever that is found.
+
+    Errors as `find_model`; UserError where it is a model of another kind than is wanted, RunError where a run that
+    continues began with other weights.
+    """
+    if not isinstance(recipe.objective, DistillationSettings):
+        return None
+    name, begun = recipe.objective.teacher, (existing.origin.get("teacher") if existing else None) or {}
+    if begun and weights_fingerprint(Path(begun["folder"])) == begun["fingerprint"]:
+        folder = Path(begun["folder"])  # also where the teacher has been trained on, and its best is another now
+    else:
+        folder = find_model(name, runs=runs)
+    require_task("classification" if recipe.data.kind == "labels" else "language", name, read_labels(folder))
+    found = {"name": name, "folder": str(folder.absolute()), "fingerprint": weights_fingerprint(folder)}
+    if begun and found["fingerprint"] != begun["fingerprint"]:
+        raise RunError(
+            f"{existing.folder if existing else name}: its teacher {name} is no longer the one that it began with (the "
+            f"weights are not those that {begun['folder']} had), and it cannot go on with another. --fresh starts "
+            "over, --name NAME names another run"
+        )
+    return found
+
+
 def make_lesson(
-    recipe: Recipe, data: Prepared, *, vocab_size: int, device: torch.device, precision: Precision, runs: Path,
-    progress: Progress,
+    recipe: Recipe, data: Prepared, teacher: Tree | None, *, vocab_size: int, device: torch.device,
+    precision: Precision, runs: Path, progress: Progress,
 ) -> Lesson:  # fmt: skip
-    """What the recipe learns from its prepared data. `vocab_size`: of its model's output layer.
+    """What the recipe learns from its prepared data, and from its `teacher` (`find_teacher`). `vocab_size`: of its
+    model's output layer.
 
     A teacher of classes says once what it thinks of every text, and leaves; one of language stays on the device. Errors
     as `open_model`, and UserError where teacher and student do not agree on what is compared.
     """
     labels = data.vocabulary.labels
-    if isinstance(recipe.objective, DistillationSettings):
-        with progress.busy(f"opening the teacher {recipe.objective.teacher}"):
-            teacher = open_model(
-                recipe.objective.teacher, device=device, runs=runs, task="classification" if labels else "language"
-            )
-        said = {
-            "name": recipe.objective.teacher, "folder": str(teacher.folder.absolute()),
-            "fingerprint": weights_fingerprint(teacher.folder),
-        }  # fmt: skip
+    if teacher is not None:
+        assert isinstance(recipe.objective, DistillationSettings)
+        with progress.busy(f"opening the teacher {teacher['name']}"):
+            opened = replace(open_model(teacher["folder"], device=device, runs=runs), name=teacher["name"])
         if labels:
             with progress.busy("asking the teacher") as tell:
                 rows = taught_rows(
-                    teacher, data.labelled(), separator=data.separator, precision=precision, runs=runs, tell=tell
+                    opened, data.labelled(), separator=data.separator, precision=precision, runs=runs, tell=tell
                 )
-            return _taught_classes(recipe.objective, data, rows, said)
-        check_language_teacher(teacher, data.tokenizer, context=data.rows.context, vocab_size=vocab_size)
-        return _taught_language(recipe.objective, data, teacher, said)
+            return _taught_classes(recipe.objective, data, rows, teacher | {"validation": _scores(data, rows)})
+        check_language_teacher(opened, data.tokenizer, context=data.rows.context, vocab_size=vocab_size)
+        return _taught_language(recipe.objective, data, opened, teacher)
     objective: Objective = ClassificationObjective(len(labels)) if labels else LanguageObjective()
     return Lesson(objective, lambda: objective, data)
 
 
-def _taught_classes(settings: DistillationSettings, data: Prepared, rows: dict[Split, Rows], said: Tree) -> Lesson:
+def _scores(data: Prepared, rows: Mapping[Split, ValuedRows]) -> Tree:
+    """What the teacher scores on validation."""
+    labelled = data.labelled()
+    return classification_scores(
+        labelled["validation"].classes, rows["validation"].values["teacher"].numpy(), labelled["validation"].labels,
+        majority=int(labelled["train"].counts().argmax()),
+    )  # fmt: skip
+
+
+def _taught_classes(
+    settings: DistillationSettings, data: Prepared, rows: Mapping[Split, ValuedRows], said: Tree
+) -> Lesson:
     assert data.vocabulary.labels
     objective = ClassDistillation(len(data.vocabulary.labels), settings.alpha, settings.temperature)
     taught = replace(data, rows=rows["train"], validation=rows["validation"], test=rows.get("test"))
@@ -84,9 +119,5 @@ def _taught_language(settings: DistillationSettings, data: Prepared, teacher: Op
     alpha, temperature, shape = settings.alpha, settings.temperature, teacher.model.shape
     return Lesson(
         LanguageDistillation(teacher.model, alpha, temperature),
-        lambda: LanguageDistillation(_untrained(shape), alpha, temperature), data, said,
+        lambda: LanguageDistillation(new_model(shape), alpha, temperature), data, said,
     )  # fmt: skip
-
-
-def _untrained(shape: Shape) -> Model:
-    return new_model(shape).eval().requires_grad_(False)

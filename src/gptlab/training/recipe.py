@@ -111,6 +111,10 @@ LoRA; and for RNNs, new classifiers and a new head alone. A new model's is what 
 (docs/log.md)."""
 
 
+SAMPLED_TEXTS = 2000
+"""`validation.sampled_rows` of texts with labels, where it is not given: they are short, and 128 of them say little."""
+
+
 def _defaults(tree: Tree) -> dict[str, Tree]:
     def of(section: str, key: str) -> Any:
         there = tree.get(section)
@@ -162,6 +166,8 @@ class Recipe(Section):
         filled = dict(tree)
         if isinstance(data, dict) and data.get("kind") == "labels":
             filled.setdefault("objective", {"kind": "classification"})
+            if isinstance(given := tree.get("validation", {}), dict):
+                filled["validation"] = {"sampled_rows": SAMPLED_TEXTS, **given}
         for section, values in defaults.items():
             given = tree.get(section, {})
             if isinstance(given, dict) and given.get("kind", values["kind"]) == values["kind"]:

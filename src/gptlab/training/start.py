@@ -32,6 +32,8 @@ class Start:
     shape:    as it is there
     template: as it is there; of a run that continues, the run's own
     labels:   of a classifier, its classes; None for a language model
+    continued: whether a run goes on from a checkpoint
+    own:      whether `folder` is the run's own (a checkpoint, or its base), which has only the layers that it keeps
     """
 
     name: str
@@ -41,6 +43,7 @@ class Start:
     template: Template | None
     labels: tuple[str, ...] | None = None
     continued: bool = False
+    own: bool = False
 
     def load(self, recipe: Recipe, vocab: Vocabulary, runs: Path) -> Model:
         """Its weights in the shape in which it is tuned, rows of added tokens at the mean of the others; a classifier's
@@ -69,7 +72,7 @@ class Start:
     def _layers(self, recipe: Recipe) -> tuple[int, ...] | None:
         """Which of its layers the recipe keeps; None: all. RecipeError for those that it has not."""
         wanted = recipe.model.keep_layers
-        if wanted is None:
+        if wanted is None or self.own:
             return None
         if not isinstance(self.shape, GPTShape):
             raise RecipeError(f"model.keep_layers: {self.name} is an RNN; only a GPT's layers can be taken apart")
@@ -107,7 +110,8 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
         return None, recipe
     newest = _newest(existing) if existing else None
     kept = existing.base_folder if existing and recipe.lora else newest
-    folder = kept if kept and kept.exists() else find_model(recipe.start, runs=runs)
+    own = kept if kept and kept.exists() else None
+    folder = own or find_model(recipe.start, runs=runs)
     plain = base_of(folder, runs) if is_adapter(folder) else folder
     shape = read_shape(plain, dropout=recipe.model.dropout)
     if recipe.lora and not isinstance(shape, GPTShape):
@@ -125,7 +129,9 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
     labels = read_labels(newest or folder)
     if labels is not None and recipe.data.kind != "labels":
         raise RecipeError(f"{recipe.start} is a classifier and cannot write; data.kind = labels tunes it")
-    start = Start(recipe.start, folder, shape, tokenizer, template, labels, continued=newest is not None)
+    start = Start(
+        recipe.start, folder, shape, tokenizer, template, labels, continued=newest is not None, own=own is not None
+    )
     return start, recipe.model_copy(update={"model": model})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptlab.data.batch import Rows, ValuedRows
+from gptlab.data.batch import ValuedRows
 from gptlab.data.label_rows import LabelRows
 from gptlab.data.labels import rows_of_texts
 from gptlab.data.locking import only_one
@@ -49,7 +49,7 @@ def taught_rows(
     precision: Precision,
     runs: Path = Path("runs"),
     tell: Callable[[str], None] = lambda text: None,
-) -> dict[Split, Rows]:
+) -> dict[Split, ValuedRows]:
     """The rows with the teacher's logits beside them: `values["teacher"]` (rows, classes) float32, a column for each of
     the rows' labels, in their order.
 
@@ -64,7 +64,7 @@ def taught_rows(
     columns = _columns(teacher.name, known, next(iter(rows.values())).labels)
     asked = _fingerprint(teacher, precision, runs)
 
-    def taught(split: Split, learned: LabelRows) -> Rows:
+    def taught(split: Split, learned: LabelRows) -> ValuedRows:
         read = rows_of_texts(learned.texts, tokenizer, context=context, labels=known, separator=separator)
         key = blake2b(f"{asked} {read.checksum}".encode(), digest_size=8).hexdigest()
         folder = cache_folder() / "teachers" / key
