@@ -29,7 +29,7 @@ BFLOAT16 = Precision("bfloat16", torch.bfloat16, "")
 
 GOOD = ["The cat sees itself.", "Two dogs see themselves.", "The dog sees itself.", "Many cats see themselves."]
 BAD = ["The cat sees themselves.", "Two dogs see itself.", "The dog sees themselves.", "Many cats see itself."]
-PASSAGES = ["The cat sees the dog and the dog sees the cat", "Two dogs and  two cats see\n\nthemselves", "Alone"]
+PASSAGES = ["The cat sees the dog and the dog sees the cat", "Two dogs and two cats  see\n\nthemselves", "Alone"]
 ENDINGS = ["sees itself.", "see two dogs and many cats.", "x", "of many dogs, all of which see themselves, is one."]
 
 CONTEXT = 40
@@ -177,6 +177,14 @@ def test_a_continuation_longer_than_the_context_is_read_in_pieces(tokenizer: Tok
     assert scored(model, tokenizer, [item]).log_probs == pytest.approx([-after * math.log(tokenizer.vocab_size)])
 
 
+@pytest.mark.parametrize(("spare", "truncated"), [(0, 0), (-1, 1)])
+def test_the_last_token_needs_no_place(tokenizer: Tokenizer, spare: int, truncated: int) -> None:
+    """It is predicted and not read: EOS and a sentence of n tokens fit into a context of n."""
+    context = len(tokenizer.encode(f" {GOOD[0]}")) + spare
+    model = GPT(GPTShape(tokenizer.vocab_size, context, n_layer=1, n_head=1, n_embd=8))
+    assert scored(model, tokenizer, [Item("", (f" {GOOD[0]}",), 0)]).truncated == truncated
+
+
 def test_in_bfloat16_little_changes(model: GPT, tokenizer: Tokenizer, items: list[Item]) -> None:
     exact = scored(model, tokenizer, items).log_probs
     assert scored(model, tokenizer, items, precision=BFLOAT16).log_probs == pytest.approx(exact, rel=0.03)
@@ -202,7 +210,7 @@ def test_a_model_that_thinks_all_tokens_alike(tokenizer: Tokenizer, folder: Path
     assert hellaswag["accuracy_normalised"] == answers.count(densest) / 7
     assert (hellaswag["chance"], hellaswag["items"], hellaswag["truncated"]) == (0.25, 7, 0)
 
-    words = [len(tokenizer.encode(f" {passage.rpartition(' ')[2]}")) for passage in PASSAGES]
+    words = [len(tokenizer.encode(word)) for word in (" cat", "  see\n\nthemselves", " Alone")]
     lambada = evaluate("lambada", model, tokenizer, folder)
     assert lambada["perplexity"] == pytest.approx(tokenizer.vocab_size ** np.mean(words), rel=1e-4)
     assert (lambada["accuracy"], lambada["items"]) == (0, 3)

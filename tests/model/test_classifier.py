@@ -80,6 +80,16 @@ def test_a_head_for_just_these_labels_is_kept(shape: GPTShape | RNNShape) -> Non
 
 
 @each_kind
+def test_a_head_for_these_labels_in_another_order_is_put_in_order(shape: GPTShape | RNNShape) -> None:
+    model = make_model(shape, LABELS)
+    turned = as_classifier(model, ("perhaps", "no", "yes"))
+    hidden = model(some_tokens())
+    torch.testing.assert_close(turned.classify(hidden), model.classify(hidden)[..., [2, 0, 1]], rtol=0, atol=0)
+    assert labels_of(turned) == ("perhaps", "no", "yes")
+    assert labels_of(model) == LABELS
+
+
+@each_kind
 def test_the_global_generator_decides_the_head(shape: GPTShape | RNNShape) -> None:
     heads = []
     for seed in (5, 5, 6):

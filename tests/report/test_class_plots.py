@@ -109,7 +109,7 @@ def test_many_classes_with_long_names_fit(classified: MakeRun, cola: SimpleNames
     origin = {**cola.origin, "labels": labels, "data": {"table": [row, {**row, "split": "validation"}]}}
     folder = classified(origin=json.dumps(origin), evaluation=json.dumps({"best": {"step": 402, "validation": best}}))
     page, markdown = written(folder)
-    assert "It tells 40 classes of texts apart." in page.text
+    assert "It is to tell 40 classes of texts apart." in page.text
     assert "true \\\\ answer" not in markdown, "too wide for any page"
     assert "](plots/confusion.png)" in markdown
     assert page.text.count("class number 39 with a long name $x_39$ \\frac") == 2, "its scores, its count"

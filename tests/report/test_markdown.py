@@ -18,6 +18,7 @@ from gptlab.report.markdown import block, code, plain
         ("a|b", r"a\|b"),
         ("<b> *x* [y](z) `c` # d", r"\<b\> \*x\* \[y\](z) \`c\` \# d"),
         ("two\nlines", "two lines"),
+        ("&amp; R&D _a_ n_layer ~~b~~ $c$", r"\&amp; R&D \_a\_ n_layer \~\~b\~\~ \$c\$"),
     ],
 )
 def test_plain(text: str, expected: str) -> None:

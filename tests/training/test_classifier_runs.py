@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import gptlab
-from gptlab.errors import ModelError, RecipeError, UserError
+from gptlab.errors import ModelError, RecipeError, RunError, UserError
 from gptlab.model.classifier import GPTClassifier, RNNClassifier
 from gptlab.model.folder import load_model, save_model
 from gptlab.model.gpt import GPT, GPTShape
@@ -21,6 +22,7 @@ from gptlab.run.open import load_weights, open_model
 from gptlab.run.run import Run
 from gptlab.settings import build
 from gptlab.text.tokenizer import Tokenizer
+from gptlab.training import assemble, fit
 from gptlab.training.assemble import train_recipe
 from gptlab.training.evaluate import evaluate_model
 from gptlab.training.recipe import Recipe
@@ -140,6 +142,14 @@ def test_a_classifier_may_be_a_start_with_its_head_or_with_a_new_one(folder: Pat
     assert not [line for line in other.metrics("validation") if line["step"] == 0]
 
 
+def test_a_starts_head_is_kept_where_its_labels_come_in_another_order(folder: Path) -> None:
+    data = {"kind": "labels", "sources": [{"path": "texts.csv"}], "validation": {"share": 0.3}}
+    first = train_recipe(recipe("first", data={**data, "labels": ["poor", "fine"]}))
+    again = train_recipe(recipe("again", start="first", training={"epochs": None, "max_steps": 1}))
+    assert again.origin["labels"] == ["fine", "poor"]
+    assert again.metrics("validation")[0]["accuracy"] == first.evaluation["best"]["validation"]["accuracy"] == 1
+
+
 @pytest.mark.parametrize("by", ["accuracy", "matthews", "f1"])
 def test_best_follows_the_metric_that_is_named(folder: Path, by: str) -> None:
     run = train_recipe(recipe(validation={"best_by": by, "every_steps": 2, "sampled_rows": 4}))
@@ -223,6 +233,59 @@ def test_a_language_model_teaches_one_of_every_second_layer(folder: Path) -> Non
         train_recipe(language("deeper", model={"keep_layers": [0, 7]}))
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
+@pytest.mark.parametrize("layers", [[1, 3], "every-second"], ids=["list", "every-second"])
+def test_a_student_of_fewer_layers_goes_on(folder: Path, layers: Any, lora: Any) -> None:
+    """Its checkpoint, or its base, has no other layers any more."""
+
+    def of(name: str, steps: int) -> Recipe:
+        training = {"max_steps": steps, "batch_size": 8, "precision": "float32"}
+        return language(name, model={"keep_layers": layers}, training=training, **({"lora": lora} if lora else {}))
+
+    train_recipe(of("cut", 2))
+    cut, whole = train_recipe(of("cut", 4)), train_recipe(of("whole", 4))
+    same(load_weights(cut.checkpoint("last")), load_weights(whole.checkpoint("last")))
+    assert load_weights(cut.checkpoint("last")).shape.n_layer == 2
+
+
+def test_a_run_that_goes_on_has_the_teacher_that_it_began_with(folder: Path) -> None:
+    def of(steps: int) -> Recipe:
+        return distilled("student", "teacher", training={"epochs": None, "max_steps": steps})
+
+    def taught_by(epochs: int, seed: int = 1337) -> Run:
+        return train_recipe(recipe("teacher", training={"epochs": epochs}, checkpoints={"keep": 100}, seed=seed))
+
+    taught_by(1)
+    begun = train_recipe(of(2)).origin["teacher"]
+    taught_by(2)
+    assert open_model("teacher").folder != Path(begun["folder"])
+    assert train_recipe(of(4)).state["step"] == 4
+    shutil.rmtree("runs/teacher")
+    with pytest.raises(ModelError, match="there is no folder teacher"):
+        train_recipe(of(6))
+    taught_by(1, seed=7)
+    with pytest.raises(RunError, match="no longer the one"):
+        train_recipe(of(6))
+    assert Run.open(Path("runs/student")).state["step"] == 4
+
+
+def test_memory_for_a_teacher_that_is_there_already_is_not_counted_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def decide(*parts: Any, held_bytes: int, **more: Any) -> fit.Fit:
+        asked.append(held_bytes)
+        return fit.decide_micro_batch(*parts, held_bytes=held_bytes, **more)
+
+    monkeypatch.setattr(assemble, "decide_micro_batch", decide)
+    train_recipe(language("alone", training={"max_steps": 1, "batch_size": 8}))
+    train_recipe(language(
+        "taught", objective={"kind": "distillation", "teacher": "small"}, training={"max_steps": 1, "batch_size": 8}
+    ))  # fmt: skip
+    assert asked == [0, sum(weight.nbytes for weight in load_model(Path("small")).parameters())]
+
+
 def test_a_language_teacher_reads_the_same_tokens(folder: Path) -> None:
     train_recipe(language("teacher"))
     other = Tokenizer.train(["quite other words are here, and more of them"], 280)
@@ -274,6 +337,7 @@ def test_a_classifiers_run_has_no_use_for_some_settings(folder: Path) -> None:
         "tokens": {"training": {"epochs": None, "tokens": 100}},
         "language": {"objective": {"kind": "language"}},
         "start": {"start": None, "model": NEW_GPT, "training": {"parameters": "head"}},
+        "size": {"start": None, "model": {"size": "auto"}, "training": {"epochs": None, "minutes": 1}},
     }
     for words, changes in wrong.items():
         with pytest.raises(RecipeError, match=words):

@@ -5,6 +5,7 @@ import torch
 
 from gptlab.device import Precision
 from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.rnn import RNN, RNNShape
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training.loop import Engine, descend, gradients
 from gptlab.training.memory import LiveStorages, choose_micro_batch, full_batch, predict_peak_bytes, process_bytes
@@ -38,6 +39,24 @@ def test_the_prediction_is_what_the_real_step_counts(kind):
             gradients(engine, batch)
             descend(engine)
     assert predicted(4, kind=kind) == pytest.approx(storages.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_the_prediction_of_a_recurrent_step_is_what_the_real_one_counts(cell):
+    def make_model():
+        return RNN(RNNShape(vocab_size=300, context=64, n_layer=2, n_embd=128, n_hidden=128, cell=cell))
+
+    settings = OptimizerSettings(kind="adamw")
+    with LiveStorages() as storages:
+        model = make_model()
+        engine = Engine(model, LanguageObjective(), Optimizer(model, settings), torch.device("cpu"), FLOAT32, 16, 1.0)
+        for _ in range(2):
+            gradients(engine, full_batch(16, 64))
+            descend(engine)
+    found = predict_peak_bytes(
+        make_model, LanguageObjective, settings, precision=FLOAT32, micro_batch_size=16, batch_size=16, context=64
+    )
+    assert found == pytest.approx(storages.peak, rel=0.05)
 
 
 def test_memory_follows_what_memory_must_follow():

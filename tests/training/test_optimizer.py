@@ -12,6 +12,7 @@ from gptlab.errors import CheckpointError, DeviceError, RecipeError, UserError
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import LoraSettings, add_lora
 from gptlab.objectives.language import LanguageObjective
+from gptlab.settings import build
 from gptlab.training.loop import Engine, descend, gradients
 from gptlab.training.memory import LiveStorages, full_batch, predict_peak_bytes
 from gptlab.training.optimizer import Optimizer, OptimizerSettings, check_device
@@ -178,3 +179,10 @@ def test_muon_takes_a_layer_that_is_learned_whole_and_leaves_the_factors_beside_
     assert {names[p].split(".", 2)[2] for group in adamw.param_groups for p in group["params"]} == {
         "attn.c_attn.lora_A", "attn.c_attn.lora_B", "mlp.c_fc.bias"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "decay"), [("adam", 0), ("sgd", 0), ("nesterov", 0), ("adamw", 0.1), ("muon", 0.1)])
+def test_a_decay_that_is_part_of_the_gradient_is_only_there_where_it_is_asked_for(kind: str, decay: float) -> None:
+    """A classifier's gradient is thousands of times smaller than its weights: a tenth of these would drown it."""
+    assert build(OptimizerSettings, {"kind": kind}, "test").weight_decay == decay
+    assert build(OptimizerSettings, {"kind": kind, "weight_decay": 0.2}, "test").weight_decay == 0.2

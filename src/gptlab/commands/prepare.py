@@ -27,5 +27,6 @@ def prepare(
     data_ready = lab.prepare(recipe, *(changes or []), variant=variant, data=data or [], progress=progress)
     progress.table("what each source gave", *sources_table(data_ready))
     typer.echo(f"tokenizer  {data_ready.tokenizer.vocab_size:,} tokens, {data_ready.bytes_per_token:.2f} bytes a token")
-    typer.echo(f"in         {data_ready.folder}")
+    if data_ready.folder:
+        typer.echo(f"in         {data_ready.folder}")
     typer.echo(f"one row    {data_ready.example}")

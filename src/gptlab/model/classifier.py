@@ -14,6 +14,7 @@ import copy
 from collections.abc import Sequence
 from typing import TypeGuard, overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -108,8 +109,9 @@ Classifier = GPTClassifier | RNNClassifier
 def as_classifier(model: GPT | RNN, labels: Sequence[str]) -> Classifier:
     """The model with a head for these labels: itself where it has one for just these, in this order.
 
-    Else its body, which is shared and not copied (an adapter stays on it), with a new head: torch's global generator
-    of the CPU decides it. ValueError for labels that are fewer than two or not distinct.
+    Else its body, which is shared and not copied (an adapter stays on it), with a head of its own: where the model has
+    the same labels in another order its rows in this one, else a new one, which torch's global generator of the CPU
+    decides. ValueError for labels that are fewer than two or not distinct.
     """
     if is_classifier(model) and model.labels == tuple(labels):
         return model
@@ -119,6 +121,11 @@ def as_classifier(model: GPT | RNN, labels: Sequence[str]) -> Classifier:
     classifier._modules = {name: child for name, child in model.named_children() if name not in ("lm_head", "score")}
     assert is_classifier(classifier)
     classifier.new_head(labels)
+    if is_classifier(model) and set(model.labels) == set(labels):
+        order = [model.labels.index(label) for label in labels]
+        with torch.no_grad():
+            for new, known in zip(classifier.score.parameters(), model.score.parameters(), strict=True):
+                new.copy_(known[order])
     return classifier
 
 

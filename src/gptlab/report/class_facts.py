@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from gptlab.evaluation.classification_scores import LEVEL, paired_difference
+
 MANY_EPOCHS = 3
 """A run of so many epochs is drawn epoch by epoch, a shorter one step by step."""
 
@@ -41,10 +45,14 @@ def classes(recipe: Mapping[str, Any], origin: Mapping[str, Any], epochs: float 
 
 
 def add_baseline(classes: Facts, scores: Sequence[Record]) -> list[Record]:
-    """The scores, each with its `majority_accuracy` (validation lines of a run that is still going have none) and with
-    what it is `against_majority`: "below", "within" its interval, or "above". `classes` gets what is shown: the best
-    model's on the test set, else on the validation set."""
-    found = [{**row, "majority_accuracy": _majority(classes, row)} for row in scores]
+    """The scores, each with its `majority_accuracy` (validation lines of a run that is still going have none), with
+    the `paired` difference from the majority's answers where what was taken for what is known, and with what it is
+    `against_majority`: "below", "unsure" (by McNemar's test chance would do it too), or "above". `classes` gets what is
+    shown: the best model's on the test set, else on the validation set."""
+    found = [
+        {**row, "majority_accuracy": _majority(classes, row), "paired": _paired(classes["majority"], row)}
+        for row in scores
+    ]
     scores = [{**row, "against_majority": _compare(row)} for row in found]
     best = [row for row in scores if row["model"] == "best" and "confusion" in row]
     classes["shown"] = best[-1] if best else None
@@ -79,8 +87,19 @@ def _majority(classes: Facts, row: Record) -> float | None:
     return counts[classes["majority"]] / sum(counts.values())
 
 
+def _paired(majority: str | None, row: Record) -> Facts | None:
+    """`paired_difference` of the model's answers from always answering `majority`, text by text. An interval of the
+    accuracy alone cannot compare the two, for both are right on many of the same texts."""
+    labels = list(row.get("per_class", ()))
+    if majority not in labels or "confusion" not in row:
+        return None
+    confusion = np.array(row["confusion"])
+    true, answers = (np.repeat(of, confusion.ravel()) for of in np.indices(confusion.shape).reshape(2, -1))
+    return paired_difference(true, answers, np.full_like(true, labels.index(majority))) if len(true) else None
+
+
 def _compare(row: Record) -> str | None:
-    accuracy, majority = row.get("accuracy"), row["majority_accuracy"]
+    accuracy, majority, paired = row.get("accuracy"), row["majority_accuracy"], row["paired"]
     if accuracy is None or majority is None:
         return None
-    return "below" if accuracy <= majority else "within" if row.get("accuracy_low", accuracy) <= majority else "above"
+    return "below" if accuracy <= majority else "unsure" if paired and paired["p"] > 1 - LEVEL else "above"

@@ -141,15 +141,17 @@ def percent(share: float) -> str:
 
 
 def _verdict(row: Mapping[str, Any], majority: str) -> str | None:
-    if row["against_majority"] not in ("below", "within"):
+    if row["against_majority"] not in ("below", "unsure"):
         return None
     on, always = SETS[row["on"]], f"always answering “{majority}”: {percent(row['majority_accuracy'])}"
     if row["against_majority"] == "below":
         same = ", for it answers so itself" if _answers(row) == [majority] else ""
         return f"On {on} it does not beat the majority baseline ({always}){same}."
+    paired = row["paired"]
     return (
-        f"On {on} the interval of its accuracy contains the majority baseline ({always}): by these "
-        f"{words.number(row['texts'])} texts the two cannot be told apart."
+        f"On {on} it cannot be told apart from the majority baseline ({always}): of {words.number(row['texts'])} texts "
+        f"it alone has {words.number(paired['only_a'])} right and the baseline alone {words.number(paired['only_b'])}, "
+        f"and chance divides so many at least so unevenly with a probability of {paired['p']:.2f} (McNemar's test)."
     )
 
 

@@ -6,8 +6,8 @@ import re
 
 
 def plain(text: object) -> str:
-    """Text in a sentence or a table's cell, on one line."""
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+    """Text in a sentence or a table's cell, on one line. Inside a word _ means nothing in Markdown, and alone & does."""
+    return re.sub(r"([\\`*\[\]<>|#~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;))", r"\\\1", " ".join(str(text).split()))
 
 
 def code(text: object) -> str:

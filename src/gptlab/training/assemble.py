@@ -106,7 +106,7 @@ def train_recipe(
         with progress.busy("predicting memory"):
             fit = decide_micro_batch(
                 recipe, lambda: outline(recipe, vocabulary, start), lesson.outline, data.rows, classes=len(labels),
-                device=place, precision=precision, kept=kept.get("micro_batch_size"),
+                held_bytes=lesson.held_bytes, device=place, precision=precision, kept=kept.get("micro_batch_size"),
             )  # fmt: skip
         judge = Judge.of(recipe.samples, data, recipe.seed, device)
         with torch.device("meta"):
@@ -169,7 +169,7 @@ def train_recipe(
             machine = machine_in_words(place, precision, peak_flops, written_in)
             progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
             watcher.began(state, length, command)
-            if start and not state.step and start.labels == vocabulary.labels:  # else its head is new
+            if start and not state.step and set(start.labels or ()) == set(labels):  # else its head is new
                 watcher.evaluate_start(state)
             try:
                 with stop_signals(progress.say) as watcher.stop_asked:

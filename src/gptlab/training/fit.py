@@ -42,6 +42,7 @@ def decide_micro_batch(
     rows: Rows,
     *,
     classes: int,
+    held_bytes: int,
     device: torch.device,
     precision: Precision,
     kept: int | None,
@@ -53,7 +54,8 @@ def decide_micro_batch(
     On a GPU it begins with all rows, and the loop halves them if they do not fit.
 
     `make_model` makes the model as the run trains it, adapted or not, `make_objective` what it learns; rows of the
-    longest length are counted. `classes`: of texts with labels, else 0.
+    longest length are counted. `classes`: of texts with labels, else 0. `held_bytes`: of what the objective has, those
+    that are on the device already, so that they are no longer available.
     """
     batch_size = min(recipe.training.batch_size, len(rows))
 
@@ -61,16 +63,16 @@ def decide_micro_batch(
         return predict_peak_bytes(
             make_model, make_objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
             batch_size=batch_size, context=rows.context, classes=classes,
-        )  # fmt: skip
+        ) - held_bytes  # fmt: skip
 
     available = available_memory(device)
     wanted = recipe.training.micro_batch_size if recipe.training.micro_batch_size != "auto" else kept
     on_cpu = device.type == "cpu"
-    here = current_memory() if on_cpu else 0
+    here = current_memory() if on_cpu else held_bytes
     if wanted is not None or not on_cpu:
         micro = min(wanted or batch_size, batch_size)
         live = predict(micro)
-        return Fit(micro, here + process_bytes(live) if on_cpu else live, here + available)
+        return Fit(micro, here + (process_bytes(live) if on_cpu else live), here + available)
     micro, needed = choose_micro_batch(predict, batch_size, round(available * SAFE_SHARE))
     if needed > available * SAFE_SHARE:
         raise MemoryLimitError(

@@ -37,12 +37,14 @@ class Lesson:
     outline:   makes it without weights of its own, to be traced
     data:      the data, their rows with what a teacher said of them
     teacher:   what origin.json says of it; None where there is none
+    held_bytes: of a teacher that is on the device already
     """
 
     objective: Objective
     outline: Callable[[], Objective]
     data: Prepared
     teacher: Tree | None = None
+    held_bytes: int = 0
 
 
 def find_teacher(recipe: Recipe, existing: Run | None, runs: Path) -> Tree | None:
@@ -120,4 +122,5 @@ def _taught_language(settings: DistillationSettings, data: Prepared, teacher: Op
     return Lesson(
         LanguageDistillation(teacher.model, alpha, temperature),
         lambda: LanguageDistillation(new_model(shape), alpha, temperature), data, said,
+        sum(weight.nbytes for weight in teacher.model.parameters()),
     )  # fmt: skip

@@ -20,9 +20,15 @@ TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 """What the codes of an 8-bit state mean: bitsandbytes' constants, shared by all parameters and not saved."""
 
 
+DECOUPLED = ("adamw", "muon", "adafactor")
+"""Whose weight decay is no part of the gradient."""
+
+
 class OptimizerSettings(Section):
-    """`[optimizer]`. Weight decay acts on matrices only. `momentum` is SGD's and Muon's; `betas` are Adam's and
-    AdamW's.
+    """`[optimizer]`. Weight decay acts on matrices only. AdamW's, Muon's and Adafactor's is apart from the gradient, 0.1 by
+    default; to the others it is a part of the gradient (Loshchilov and Hutter, "Decoupled weight decay
+    regularization", 2019), where 0.1 would drown a small one, and by default they have none. `momentum` is SGD's and
+    Muon's; `betas` are Adam's and AdamW's.
 
     Muon (Jordan et al., 2024) takes the weights of the linear layers inside the blocks, at `matrix_learning_rate` (by
     default the same rate: its updates are scaled to AdamW's size, Liu et al., 2025); AdamW takes the rest. LoRA's
@@ -43,6 +49,13 @@ class OptimizerSettings(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     gradient_clip: float = Field(1.0, ge=0)
     """The largest norm of the whole gradient; 0 clips nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _coupled_decay_is_asked_for(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("kind", "adamw") not in DECOUPLED:
+            return {"weight_decay": 0.0, **tree}
+        return tree
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimizerSettings:

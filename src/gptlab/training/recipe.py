@@ -219,6 +219,8 @@ class Recipe(Section):
     def _auto_has_minutes(self) -> Recipe:
         if self.model.size == "auto" and self.training.minutes is None:
             raise ValueError("model.size = auto: chooses for a time, so it wants training.minutes")
+        if self.model.size == "auto" and self.data.kind == "labels":
+            raise ValueError("model.size = auto: is chosen by what a language model learns; give a classifier its size")
         return self
 
     @model_validator(mode="after")

@@ -108,6 +108,8 @@ def _model_in_words(model: Model, start: Start | None) -> str:
         listed = ", ".join(f"{name.replace('_', ' ')} {number(count)}" for name, count in parts.items())
         share = trained["trainable"] / trained["all"]
         words += f", {number(trained['trainable'])} of them trained ({share:.2%}: {listed})"
+    if start and start.labels and is_classifier(model) and set(start.labels) != set(model.labels):
+        return f"{words}; from {start.name}, whose head for other classes ({len(start.labels)}) gives way to a new one"
     return f"{words}; from {start.name}" if start else words
 
 
@@ -122,6 +124,10 @@ def _first_loss(recipe: Recipe, data: Prepared, model: Model, start: Start | Non
     if labels := data.vocabulary.labels:
         counts = data.labelled()["train"].counts()
         most = f"always {labels[int(counts.argmax())]!r} is right for {counts.max() / counts.sum():.1%} of training"
+        if start is not None and set(start.labels or ()) == set(labels):
+            return f"its loss is measured before the first step; {most}"
+        if recipe.objective.kind == "distillation":
+            return f"guessing costs {math.log(len(labels)):.2f} (ln {len(labels)}) beside the teacher's part; {most}"
         return f"a first loss near {math.log(len(labels)):.2f} (ln {len(labels)}) is right; {most}"
     if start is not None:
         return "its loss is measured before the first step"
