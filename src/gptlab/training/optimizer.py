@@ -25,9 +25,9 @@ DECOUPLED = ("adamw", "muon", "adafactor")
 
 
 class OptimizerSettings(Section):
-    """`[optimizer]`. Weight decay acts on matrices only. AdamW's, Muon's and Adafactor's is apart from the gradient, 0.1 by
-    default; to the others it is a part of the gradient (Loshchilov and Hutter, "Decoupled weight decay
-    regularization", 2019), where 0.1 would drown a small one, and by default they have none. `momentum` is SGD's and
+    """`[optimizer]`. Weight decay acts on matrices only. That of AdamW, Muon and Adafactor is apart from the gradient,
+    0.1 by default; of the others it is a part of the gradient (Loshchilov and Hutter, "Decoupled weight decay
+    regularization", 2019), where 0.1 would drown a small one, so by default they have none. `momentum` is SGD's and
     Muon's; `betas` are Adam's and AdamW's.
 
     Muon (Jordan et al., 2024) takes the weights of the linear layers inside the blocks, at `matrix_learning_rate` (by
