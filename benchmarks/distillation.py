@@ -4,9 +4,9 @@
 
 The student of the recipe cola-distillation (an embedding of 768, two layers of a tanh RNN of 768) is trained with the
 teacher (variant `files`) and alone (`files-alone`), with the same seeds, on CoLA's own files in the folder `--data`.
-Accuracy and Matthews' correlation on validation, by the checkpoint of the best accuracy (as report D chooses) and by the
-last one, which no look at validation has chosen: the mean over the seeds with its deviation, beside the majority class
-and the teacher; and the paired difference over the seeds, with Student's 95 % interval.
+Accuracy and Matthews' correlation on validation, by the checkpoint of the best accuracy (as report D chooses) and by
+the last one, which no look at validation has chosen: the mean over the seeds with its deviation, beside the majority
+class and the teacher; and the paired difference over the seeds, with Student's 95 % interval.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 PACKAGES = (
     "gptlab", "torch", "numpy", "transformers", "ctranslate2", "liger-kernel", "tokenizers", "tiktoken",
-    "bitsandbytes",
+    "bitsandbytes", "lm_eval",
 )  # fmt: skip
 
 ENVIRONMENT = (

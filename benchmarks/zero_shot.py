@@ -18,7 +18,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -180,7 +179,6 @@ def main() -> None:
         "what": "zero-shot scores by this lab and by lm-evaluation-harness, of the same items in float32",
         **machine(None), "model": options.model, "limit": options.limit, "tests": {},
     }  # fmt: skip
-    result["versions"]["lm_eval"] = version("lm_eval")
     with tempfile.TemporaryDirectory() as work:
         os.environ["HF_DATASETS_CACHE"] = work
         ours = Ours(options.model, options.device)

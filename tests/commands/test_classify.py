@@ -92,6 +92,14 @@ def test_of_many_classes_the_most_probable_is_shown(call: Call, tmp_path: Path) 
     ]
 
 
+def test_a_label_of_several_lines_has_one_in_the_table(call: Call, tmp_path: Path) -> None:
+    lines = save_classifier(tmp_path / "lines", ("so\nso", "good"))
+    code, out, _ = call("good", model=str(lines))
+    head, answer = out.splitlines()
+    assert (code, head.split()) == (0, ["label", "so", "so", "good", "text"])
+    assert answer.endswith("  good")
+
+
 def test_json(call: Call, folder: Path) -> None:
     found = classify(open_model(folder, device="cpu"), TEXTS)
     assert classified(call(*TEXTS, "--json")) == [
@@ -207,6 +215,7 @@ def test_a_run_by_name_and_its_checkpoints(call: Call, folder: Path, tmp_path: P
         (["--file", "picture.png"], "is not read"),
         (["--file", "empty.txt"], "empty.txt: there is no text in it"),
         (["--file", "sentences.csv"], "there is no column 'text'; there is 'sentence'"),
+        (["--file", "lines.txt", *["--column", "text"] * 3], "a pair of texts in two"),
         (["--file", "null.jsonl"], "null.jsonl, line 2: the text is empty"),
         (["--file", "number.jsonl"], "line 1: column 'text' holds '5'"),
         (["good", "--checkpoint", "first"], "wanted best, last or the number of a step"),

@@ -78,7 +78,9 @@ def test_classes_and_confusion_are_tables(call: Call) -> None:
 
 
 def test_predictions_agree_with_the_scores(call: Call) -> None:
-    assert call("--predictions", "predictions.csv")[0] == 0
+    code, out, _ = call("--predictions", "predictions.csv")
+    assert code == 0
+    assert out.endswith("predictions in predictions.csv\n")
     with Path("predictions.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [(row["text"], row["label"]) for row in rows] == TEXTS

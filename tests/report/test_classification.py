@@ -122,8 +122,8 @@ def test_the_test_set_has_the_last_word(classified: MakeRun, cola: SimpleNamespa
         (
             (0.7028, 0.675, 0.730, [[60, 262], [48, 673]]),
             "On the validation set it cannot be told apart from the majority baseline (always answering “acceptable”: "
-            "69.1 %): of 1,043 texts it alone has 60 right and the baseline alone 48, and chance divides so many at least "
-            "so unevenly with a probability of 0.29 (McNemar's test).",
+            "69.1 %): of 1,043 texts it alone has 60 right and the baseline alone 48, and chance divides so many at "
+            "least so unevenly with a probability of 0.29 (McNemar's test).",
         ),
     ],
 )
@@ -138,6 +138,7 @@ def test_a_model_that_is_no_better_than_one_answer_is_said_to_be(
 def test_a_model_that_is_better_is_not_warned_about(classified: MakeRun, written: Written) -> None:
     page, markdown = written(classified())
     assert "baseline" not in page.text
+    assert "one point" not in page.text
     assert "**" not in markdown
 
 
@@ -147,6 +148,14 @@ def test_a_model_is_held_against_the_majority_text_by_text(
     """The baseline, 69.1 %, lies in the accuracy's interval, and yet 60 against 39 texts are more than chance."""
     page, _ = written(classified(evaluation=evaluated(cola.scores(0.7114, 0.684, 0.739, [[60, 262], [39, 682]]))))
     assert "baseline" not in page.text
+
+
+def test_a_note_says_what_an_interval_of_one_point_is(
+    classified: MakeRun, cola: SimpleNamespace, written: Written
+) -> None:
+    """Of a model without a mistake every resample is without one; 100 % to 100 % would claim too much."""
+    page, _ = written(classified(evaluation=evaluated(cola.scores(1.0, 1.0, 1.0, [[322, 0], [0, 721]]))))
+    assert "its interval is one point" in page.text
 
 
 def test_a_run_that_is_still_going_has_its_baseline_too(

@@ -90,6 +90,8 @@ def _given(texts: list[str], file: str | None, columns: list[str]) -> Iterator[T
         raise UserError(f"{texts[0]!r} and --file {file}: name texts or a file, not both")
     if not texts and not file:
         raise UserError('nothing to classify: name texts, or --file FILE, or "-", which reads standard input')
+    if len(columns) > 2:
+        raise UserError(f"--column {' --column '.join(columns)}: a text is in one column, a pair of texts in two")
     if file is None or file == "-":
         return _of_words(texts or ["-"])
     from gptlab.data.places import find_files
@@ -138,8 +140,9 @@ class _Table:
     def __init__(self, labels: Sequence[str], out: Console) -> None:
         self.out = out
         self.classes = labels if len(labels) <= SHOWN_CLASSES else ()
-        self.heads = ["label", *(self.classes or ["probability"])]
-        self.widths = [max(map(len, ["label", *labels])), *(max(5, len(head)) for head in self.heads[1:])]
+        self.heads = ["label", *map(_one_line, self.classes or ["probability"])]
+        widest = max(map(len, ["label", *map(_one_line, labels)]))
+        self.widths = [widest, *(max(5, len(head)) for head in self.heads[1:])]
         self.begun = False
 
     def add(self, classified: Sequence[Classification]) -> None:
@@ -149,7 +152,7 @@ class _Table:
         for each in classified:
             probabilities = (each.probabilities[label] for label in self.classes or [each.label])
             text = each.text if isinstance(each.text, str) else " | ".join(each.text)
-            self._print([each.label, *(f"{p:.3f}" for p in probabilities), " ".join(text.split())])
+            self._print([_one_line(each.label), *(f"{p:.3f}" for p in probabilities), _one_line(text)])
 
     def _print(self, cells: list[str]) -> None:
         label, *numbers, text = cells
@@ -161,6 +164,10 @@ class _Table:
         from rich.text import Text
 
         self.out.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _record(classification: Classification) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def evaluate(
             progress.table(title, columns, rows)
         else:
             typer.echo(f"{title}: {len(rows)} rows, which --json has")
+    if predictions:
+        typer.echo(f"predictions in {predictions}")
     for each in found.answers[:3]:
         typer.echo(f"  {each.whole}")
 
