@@ -31,7 +31,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Run:
     """A student of this seed; a run that is there already is only read."""
     import gptlab
 
-    changes = [f"seed={seed}", *options.changes]
+    changes = [f"seed={seed}", "validation.best_by=accuracy", *options.changes]
     if variant == "files":
         changes.append(f"objective.teacher={options.teacher}")
     return gptlab.train(

@@ -18,6 +18,7 @@ vocab_size·n_hidden, and a GPT's positions context·n_embd.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -128,18 +129,24 @@ class RNN(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Embedding and output layer U(−0.1, 0.1), the rest U(−1/√n_hidden, 1/√n_hidden), which is torch's own: Merity
-        et al., "Regularizing and Optimizing LSTM Language Models" (2017), section 5. The forget gates of an LSTM start
-        with a bias of 1: Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures" (2015)."""
+        """Embedding and output layer N(0, 1/(4·n_hidden)): logits have a variance of at most 1/4, so the first loss is
+        within 1/8 of ln V. Weights that meet a layer's input normal, and as large as makes the sums' variance 1 (LeCun
+        et al., "Efficient BackProp", 1998, section 4.6); the rest is torch's U(−1/√n_hidden, 1/√n_hidden), but an
+        LSTM's forget gates have a bias of 1 (Jozefowicz et al., "An Empirical Exploration of Recurrent Network
+        Architectures", 2015)."""
+        shape = self.shape
         self.rnn.reset_parameters()
-        if self.shape.cell == "lstm":
-            forget = slice(self.shape.n_hidden, 2 * self.shape.n_hidden)  # torch's order: input, forget, cell, output
-            for layer in range(self.shape.n_layer):
+        table_std = 0.5 / math.sqrt(shape.n_hidden)
+        for layer in range(shape.n_layer):
+            weight = getattr(self.rnn, f"weight_ih_l{layer}")
+            nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]) / (1 if layer else table_std))
+            if shape.cell == "lstm":
+                forget = slice(shape.n_hidden, 2 * shape.n_hidden)  # torch's order: input, forget, cell, output
                 getattr(self.rnn, f"bias_ih_l{layer}")[forget] = 1.0
                 getattr(self.rnn, f"bias_hh_l{layer}")[forget] = 0.0  # the two are added
         for name, parameter in self.named_parameters():
             if name in ("wte.weight", "lm_head.weight"):  # a tied one has the first name alone
-                nn.init.uniform_(parameter, -0.1, 0.1)
+                nn.init.normal_(parameter, std=table_std)
 
     @property
     def head_weight(self) -> Tensor:

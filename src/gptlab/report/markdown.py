@@ -6,7 +6,7 @@ import re
 
 
 def plain(text: object) -> str:
-    """Text in a sentence or a table's cell, on one line. Markdown knows no _ inside a word, and no & that stands alone."""
+    """Text in a sentence or a table's cell, on one line. Inside a word _ means nothing, and alone & does not."""
     return re.sub(r"([\\`*\[\]<>|#~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;))", r"\\\1", " ".join(str(text).split()))
 
 
