@@ -75,6 +75,8 @@ def main() -> None:
     made.add_argument("--out", help="where the JSON goes (default: results/distillation.json beside this file)")
     made.add_argument("changes", nargs="*", help="section.key=value, for the students")
     options = made.parse_args()
+    if options.seeds < 2:
+        made.error("--seeds: a difference over seeds wants two at least")
     options.quick = False
     options.teacher, options.runs = str(Path(options.teacher).absolute()), str(Path(options.runs).absolute())
     options.out = options.out and str(Path(options.out).absolute())

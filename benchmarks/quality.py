@@ -122,7 +122,7 @@ def draw(ours: Curve, theirs: Mapping[str, Curve], best: str, out: Path) -> None
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from gptlab.report.plots import BLUE, GRID, INK, ORANGE, STYLE
+    from gptlab.report.drawing import BLUE, GRID, INK, ORANGE, STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")

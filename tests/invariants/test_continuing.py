@@ -261,7 +261,7 @@ def test_a_run_that_stopped_itself_early_stays_ended(tmp_path, monkeypatch):
     validation = {"every_steps": 2, "sampled_rows": 20, "patience": 2, "stop": True}
     the_recipe = recipe(tmp_path, validation=validation, optimizer={"kind": "sgd", "learning_rate": 1e-9})
 
-    def dies(*arguments):
+    def dies(*arguments, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

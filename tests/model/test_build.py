@@ -50,8 +50,9 @@ def test_an_rnn_is_as_wide_as_its_embedding_unless_it_says(kind: Cell) -> None:
     given = section(kind=kind, n_layer=2, n_embd=8, context=16, dropout=0.2)
     assert given.numbers() == {"n_layer": 2, "n_embd": 8, "context": 16, "n_hidden": 8}
     assert given.shape(50) == RNNShape(50, 16, n_layer=2, n_embd=8, n_hidden=8, cell=kind, dropout=0.2, tie_head=True)
-    model = build_model(section(kind=kind, n_layer=1, n_embd=8, n_hidden=12, context=16, tie_head=False), 50)
+    model = build_model(section(kind=kind, n_layer=1, n_embd=8, n_hidden=12, context=16), 50)
     assert isinstance(model, RNN)
+    assert not model.shape.tie_head  # which two widths cannot have
     assert (model.wte.weight.shape, model.head_weight.shape) == ((50, 8), (50, 12))
 
 
@@ -76,7 +77,7 @@ def test_layers_that_are_kept_of_a_start(layers: Any) -> None:
         ({"kind": "gru", "size": "mini"}, r"size = mini: is a GPT's; for kind = gru give n_layer, n_embd, context"),
         ({"kind": "lstm", "n_head": 2}, r"n_head: kind = lstm has no attention, so no heads; leave it out"),
         (
-            {"kind": "rnn", "n_layer": 1, "n_embd": 8, "n_hidden": 9, "context": 16},
+            {"kind": "rnn", "n_layer": 1, "n_embd": 8, "n_hidden": 9, "context": 16, "tie_head": True},
             r"n_hidden = 9 is not n_embd = 8: .* or take tie_head = false",
         ),
         ({"kind": "ltsm"}, r"kind = 'ltsm'.*did you mean 'lstm'"),

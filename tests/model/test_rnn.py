@@ -152,24 +152,37 @@ def test_rows_of_different_length_are_each_as_if_alone(cell: Cell) -> None:
 
 @pytest.mark.parametrize("tie_head", [True, False])
 @pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
 def test_the_first_loss_is_that_of_random_logits(cell: Cell, tie_head: bool) -> None:
+    """Logits are N(0, h²) for the mean square h² of the hidden state; log-sum-exp adds half of the variance to ln V."""
     torch.manual_seed(1)
     model = RNN(RNNShape(10_000, 64, n_layer=2, n_embd=256, n_hidden=256, cell=cell, tie_head=tie_head))
-    tokens, targets = torch.randint(10_000, (2, 4, 64))
-    with torch.no_grad():
-        loss = F.cross_entropy(model.logits(model(tokens)).flatten(0, 1), targets.flatten())
-    assert abs(loss.item() - math.log(10_000)) < 0.02
+    tokens, targets = torch.randint(10_000, (2, 16, 64))
+    hidden = model(tokens)
+    loss = F.cross_entropy(model.logits(hidden).flatten(0, 1), targets.flatten())
+    half_the_variance = hidden.square().mean().item() / 2
+    assert loss.item() == pytest.approx(math.log(10_000) + half_the_variance, abs=0.06)
+    assert half_the_variance < {"rnn": 0.25, "gru": 0.1, "lstm": 0.03}[cell]
 
 
-def test_the_start_is_the_one_that_is_cited() -> None:
-    model = RNN(RNNShape(2_000, 64, n_layer=2, n_embd=100, n_hidden=400, cell="lstm", tie_head=False))
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_the_start_is_the_one_that_is_described(cell: Cell) -> None:
+    """What a layer makes of its input has a variance of 1 where the input has, and of an embedding too."""
+    torch.manual_seed(1)
+    model = RNN(RNNShape(2_000, 64, n_layer=2, n_embd=100, n_hidden=400, cell=cell, tie_head=False))
+    given = model.wte.weight @ model.rnn.weight_ih_l0.t()
+    assert given.std().item() == pytest.approx(1, rel=0.05)
+    assert model.rnn.weight_ih_l1.std().item() == pytest.approx(1 / 20, rel=0.01)  # 1 / √400
     for table in (model.wte.weight, model.head_weight):
-        assert 0.099 < table.abs().max() <= 0.1
-    assert 0.0499 < model.rnn.weight_hh_l1.abs().max() <= 0.05  # 1 / √400
+        assert table.std().item() == pytest.approx(1 / 20, rel=0.01)
+    assert 0.0499 < model.rnn.weight_hh_l1.abs().max() <= 0.05
     for layer in range(2):
         bias = getattr(model.rnn, f"bias_ih_l{layer}") + getattr(model.rnn, f"bias_hh_l{layer}")
-        assert (bias[400:800] == 1).all()
-        assert 0 < torch.cat([bias[:400], bias[800:]]).abs().max() <= 0.1
+        if cell == "lstm":
+            assert (bias[400:800] == 1).all()
+            bias = torch.cat([bias[:400], bias[800:]])
+        assert 0 < bias.abs().max() <= 0.1
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -278,17 +291,16 @@ def test_bfloat16_learns_as_float32_does(cell: Cell) -> None:
         assert F.cosine_similarity(gradient, wanted[name], dim=0) > 0.99, name
 
 
-@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_predicted_memory_is_what_a_real_step_counts(cell: Cell, precision: Precision) -> None:
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_the_predicted_memory_is_what_a_real_step_counts(cell: Cell) -> None:
     shape = RNNShape(1003, 32, n_layer=3, n_embd=32, n_hidden=32, cell=cell, dropout=0.1)
     with LiveStorages() as storages:
-        real = engine(RNN(shape), precision)
+        real = engine(RNN(shape), FLOAT32)
         for _ in range(2):
             gradients(real, full_batch(8, shape.context))
             descend(real)
     predicted = predict_peak_bytes(
-        lambda: RNN(shape), LanguageObjective, OptimizerSettings(kind="adamw"), precision=precision,
+        lambda: RNN(shape), LanguageObjective, OptimizerSettings(kind="adamw"), precision=FLOAT32,
         micro_batch_size=4, batch_size=8, context=shape.context,
     )  # fmt: skip
-    assert predicted == pytest.approx(storages.peak, rel=0.03)
+    assert predicted == pytest.approx(storages.peak, rel=0.01)

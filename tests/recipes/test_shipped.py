@@ -128,7 +128,12 @@ def base(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if load_recipe(name).start])
+def tuned(kind: str) -> list[str]:
+    """The recipes that tune a small base by their variant tiny, on data of this kind."""
+    return [name for name in TINY if (recipe := load_recipe(name)).start and recipe.data.kind == kind]
+
+
+@pytest.mark.parametrize("name", tuned("dialogues"))
 def test_tiny_tunes_a_small_base_on_dialogues_of_ones_own(
     name: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +144,38 @@ def test_tiny_tunes_a_small_base_on_dialogues_of_ones_own(
     assert run.evaluation["best"]["validation"]["loss"] < run.evaluation["start"]["validation"]["loss"]
     assert run.origin["data"]["template"] == run.recipe["data"]["template"]
     assert ("trainable" in run.origin) == (name == "hh-lora")
+
+
+@pytest.mark.parametrize("name", [*tuned("labels"), "cola-distillation"])
+def test_a_classifiers_recipe_learns_from_files(name: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base)
+    monkeypatch.setenv("GPTLAB_CACHE", str(base / "cache"))
+    rows = [(n % 3 > 0, f"What comes {'after' if n % 3 else 'before'} {n}?") for n in range(90)]
+    for file, part in (
+        ("in_domain_train", rows[:60]),
+        ("in_domain_dev", rows[60:75]),
+        ("out_of_domain_dev", rows[75:]),
+    ):
+        Path(f"{file}.tsv").write_text("".join(f"x\t{int(label)}\t\t{text}\n" for label, text in part))
+    Path("texts.csv").write_text("".join(["text,label\n", *(f"{text},{label}\n" for label, text in rows)]))
+    changes, variant = ["training.max_steps=3", "training.batch_size=16"], "tiny"
+    if name == "cola-distillation":
+        train_recipe(load_recipe("cola-lora", *changes, variant="tiny", name="teacher"), runs=base, device="cpu")
+        changes += ["objective.teacher=teacher", "tokenizer.from=small-base/checkpoints/000003", "model.n_hidden=32"]
+        variant = "files"
+    run = train_recipe(load_recipe(name, *changes, variant=variant), runs=base, device="cpu")
+    assert run.evaluation["best"]["validation"]["texts"] > 5
+    assert ("trainable" in run.origin) == (name != "cola-distillation")
+
+
+def test_a_student_of_every_second_layer_learns_from_its_teacher(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTLAB_CACHE", str(base / "cache"))
+    recipe = load_recipe("distilgpt2", "training.max_steps=3", "samples.prompts=[]", variant="tiny")
+    run = train_recipe(recipe, runs=base, device="cpu")
+    assert run.origin["shape"]["n_layer"] == 2
+    assert run.origin["teacher"]["name"] == "small-base"
+    best = run.evaluation["best"]["validation"]
+    assert best["loss"] == pytest.approx(0.7 * best["distillation"] + 0.3 * best["cross_entropy"])
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if not load_recipe(name).start])

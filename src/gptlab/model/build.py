@@ -60,6 +60,14 @@ class ModelSettings(Section):
             raise ValueError(f'{value!r}: wanted "every-second", or layers in ascending order, as [0, 2, 4]')
         return tuple(layers)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tied_where_it_can_be(cls, tree: Any) -> Any:
+        """The output layer of an RNN of two widths cannot share the embedding's weights, and need not be told."""
+        if not isinstance(tree, dict) or tree.get("n_hidden") in (None, tree.get("n_embd")):
+            return tree
+        return {"tie_head": False, **tree}
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelSettings:
         if self.kind == "gpt":

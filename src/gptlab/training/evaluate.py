@@ -98,6 +98,8 @@ def evaluate_model(
     with progress.busy(f"opening {name}"):
         opened = open_model(name, device=device, runs=runs, checkpoint=checkpoint)
     if opened.labels is not None:
+        if reward:
+            raise UserError(f"--reward {reward}: scores answers, and {name} is a classifier, which gives none")
         words, scores = _score_labels(opened, on, split, precision, predictions, progress)
         return Evaluation(str(name), words, scores)
     if predictions:
@@ -187,13 +189,14 @@ def _rows(opened: OpenModel, on: str | None, split: Split, progress: Progress) -
 def _file_of_kind(on: str | None, wanted: str) -> str | None:
     """The path in "KIND:PATH" of this kind; UserError for a kind that there is not, or another than fits the model."""
     kind, colon, path = (on or "").partition(":")
-    if not colon or "/" in kind or "\\" in path or Path(on or "").exists():
+    if not (colon or kind in DEFAULT_PLACES) or "/" in kind or "\\" in path or Path(on or "").exists():
         return None
     if kind not in KINDS:
         raise UserError(f"--on {on}: there is no kind {kind!r}{nearest(kind, list(KINDS))}; wanted {', '.join(KINDS)}")
     if (kind == "labels") != (wanted == "labels") or kind in DEFAULT_PLACES:
-        model = "a classifier, and is scored on labels:FILE" if wanted == "labels" else "a language model"
-        raise UserError(f"--on {on}: the model is {model}")
+        model = "a classifier" if wanted == "labels" else "a language model"
+        scored = "labels:FILE" if wanted == "labels" else "corpus:FILE or dialogues:FILE"
+        raise UserError(f"--on {on}: the model is {model}, and is scored on {scored}, or a recipe of its own kind")
     return path if kind == wanted else None
 
 

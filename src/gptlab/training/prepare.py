@@ -184,7 +184,7 @@ def _tokenizer(recipe: Recipe, progress: Progress) -> Tokenizer:
     if not isinstance(data, CorpusSettings):
         raise RecipeError(
             f"tokenizer.train = {settings.train}: a tokenizer is trained on a corpus; {data.kind} want one that exists "
-            '(from = "gpt2", a folder or a run) or a start that has one'
+            '(from = "gpt2", or a folder) or a start that has one'
         )
     folder = cache_folder() / "tokenizers" / f"{text_fingerprint(data, recipe.seed)}-{settings.train}"
     try:
