@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptlab.data.batch import make_batch
 from gptlab.device import Precision
-from gptlab.kernels.layers import fast_layers, training_kernels
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.rnn import RNN, Cell, RecurrentState, RNNShape
 from gptlab.objectives.language import LanguageObjective
-from gptlab.training.loop import Engine, descend, gradients
-from gptlab.training.memory import LiveStorages, full_batch, predict_peak_bytes
+from gptlab.training.loop import Engine, gradients
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
 
 CELLS = get_args(Cell)
@@ -265,42 +264,20 @@ FLOAT32 = Precision("float32", torch.float32, "")
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, "")
 
 
-def engine(model: RNN, precision: Precision, micro_batch_size: int = 4) -> Engine:
-    optimizer = Optimizer(model, OptimizerSettings(kind="adamw"))
-    return Engine(model, LanguageObjective(), optimizer, torch.device("cpu"), precision, micro_batch_size, 1.0)
-
-
 @pytest.mark.parametrize("cell", CELLS)
 def test_bfloat16_learns_as_float32_does(cell: Cell) -> None:
-    """The loss within 0.5 %, and gradients that point the same way: the steps of one row follow each other, and a
-    recurrence that rounds its own state would drift."""
+    """Every gradient within 1 %. The trap: a recurrent weight's is a sum over the steps, and summed in bfloat16 that of
+    256 steps is off by 2 %."""
     found = {}
     for precision in (FLOAT32, BFLOAT16):
         torch.manual_seed(2)
-        model = RNN(RNNShape(300, 64, n_layer=2, n_embd=64, n_hidden=64, cell=cell))
-        batch = full_batch(4, 64)
-        tokens = torch.randint(300, (4, 64))
-        batch = dataclasses.replace(batch, tokens=tokens, targets=tokens.roll(-1, 1))
-        with fast_layers(training_kernels(torch.device("cpu"), precision.dtype)):
-            sums = gradients(engine(model, precision), batch)
-        grads = {name: p.grad.flatten() for name, p in model.named_parameters() if p.grad is not None}
-        found[precision.name] = (sums["loss"].item() / batch.weight, grads)
+        model = RNN(RNNShape(300, 256, n_layer=2, n_embd=64, n_hidden=64, cell=cell))
+        tokens = torch.randint(300, (4, 256))
+        batch = make_batch(tokens, tokens.roll(-1, 1), torch.arange(4))
+        optimizer = Optimizer(model, OptimizerSettings(kind="adamw"))
+        sums = gradients(Engine(model, LanguageObjective(), optimizer, torch.device("cpu"), precision, 4, 1.0), batch)
+        found[precision.name] = (sums["loss"].item(), {name: p.grad for name, p in model.named_parameters()})
     (exact, wanted), (loss, own) = found["float32"], found["bfloat16"]
-    assert loss == pytest.approx(exact, rel=5e-3)
+    assert loss == pytest.approx(exact, rel=1e-3)
     for name, gradient in own.items():
-        assert F.cosine_similarity(gradient, wanted[name], dim=0) > 0.99, name
-
-
-@pytest.mark.parametrize("cell", ["rnn", "gru"])
-def test_the_predicted_memory_is_what_a_real_step_counts(cell: Cell) -> None:
-    shape = RNNShape(1003, 32, n_layer=3, n_embd=32, n_hidden=32, cell=cell, dropout=0.1)
-    with LiveStorages() as storages:
-        real = engine(RNN(shape), FLOAT32)
-        for _ in range(2):
-            gradients(real, full_batch(8, shape.context))
-            descend(real)
-    predicted = predict_peak_bytes(
-        lambda: RNN(shape), LanguageObjective, OptimizerSettings(kind="adamw"), precision=FLOAT32,
-        micro_batch_size=4, batch_size=8, context=shape.context,
-    )  # fmt: skip
-    assert predicted == pytest.approx(storages.peak, rel=0.01)
+        assert (gradient - wanted[name]).norm() < 0.01 * wanted[name].norm(), name
