@@ -53,6 +53,11 @@ class LabelRows:
         """Rows of each class, (classes,) int64."""
         return np.bincount(self.classes, minlength=len(self.labels))
 
+    @property
+    def majority(self) -> int:
+        """The most frequent class, the first of several."""
+        return int(self.counts().argmax())
+
     @cached_property
     def checksum(self) -> str:
         """32 hex digits: the same rows, classes and labels have the same, on every machine."""

@@ -13,14 +13,13 @@ from gptlab.device import PrecisionName, pick_precision
 from gptlab.errors import UserError
 from gptlab.evaluation.classification_scores import class_logits
 from gptlab.evaluation.predictions import probabilities
+from gptlab.evaluation.scores import rows_at_once
 from gptlab.run.open import OpenModel
 from gptlab.run.run import RECIPE
 from gptlab.settings import read_toml
 from gptlab.text.tokenizer import Tokenizer
 
 Text = str | tuple[str, str]
-
-MICRO_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def classify(
     at = next(model.model.parameters()).device
     logits = class_logits(
         model.model, rows, device=at, precision=pick_precision(precision, at),
-        micro_batch_size=max(1, MICRO_BATCH_TOKENS // rows.context), on_batch=on_batch,
+        micro_batch_size=rows_at_once(rows), on_batch=on_batch,
     )  # fmt: skip
     cut = _cut(rows, tokenizer, context, separator)
     return [

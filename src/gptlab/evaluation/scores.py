@@ -17,6 +17,13 @@ from gptlab.errors import DataError
 from gptlab.kernels.layers import fast_layers, training_kernels
 from gptlab.objectives.base import Objective, exp, means
 
+MICRO_BATCH_TOKENS = 8192
+
+
+def rows_at_once(rows: Rows) -> int:
+    """How many rows a model reads at once where nothing but scoring needs memory."""
+    return max(1, MICRO_BATCH_TOKENS // rows.context)
+
 
 @dataclass(frozen=True)
 class Scorer:

@@ -12,8 +12,7 @@ from gptlab.model import huggingface
 from gptlab.model.adapter import adapter_labels, is_adapter
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.rnn import RNN, RNNShape
-from gptlab.model.rnn_files import is_rnn, load_rnn, read_rnn_shape, save_rnn
-from gptlab.model.weights import read_json
+from gptlab.model.rnn_files import is_rnn, load_rnn, read_rnn_labels, read_rnn_shape, save_rnn
 
 Model = GPT | RNN
 Shape = GPTShape | RNNShape
@@ -55,7 +54,4 @@ def read_labels(path: Path) -> tuple[str, ...] | None:
     for a language model."""
     if is_adapter(path):
         return adapter_labels(path)
-    if is_rnn(path):
-        config = read_json(path / "config.json")
-        return huggingface.listed_labels(config) if "id2label" in config else None
-    return huggingface.read_labels(path)
+    return (read_rnn_labels if is_rnn(path) else huggingface.read_labels)(path)

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gptlab.errors import ModelError
-from gptlab.model.classifier import HEADS, checked_labels, labels_of, new_model
+from gptlab.model.classifier import HEADS, checked_labels, labels_of
 from gptlab.model.gpt import GPT, Activation, GPTShape
 from gptlab.model.nanogpt import is_nanogpt, open_nanogpt
-from gptlab.model.weights import Stored, fill, read_folder, read_json, start_at_mean, tied, token_tables
+from gptlab.model.weights import Stored, load_stored, read_folder, read_json
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """The weights that Hugging Face's files hold as (in, out)."""
@@ -94,16 +94,7 @@ def load_model(
     dropout:    in place of the file's
     """
     stored = _open(path, dropout)
-    shape = _changed(stored.shape, context, vocab_size)
-    with torch.device("meta"):
-        model = new_model(shape, stored.labels)
-    model.to_empty(device=device)
-    if tied(model):
-        model.lm_head.weight = model.wte.weight  # to_empty gives each its own storage
-    fill(model, stored)
-    for table in token_tables(model).values():
-        start_at_mean(table.weight, stored.shape.vocab_size)
-    return model
+    return cast(GPT, load_stored(stored, _changed(stored.shape, context, vocab_size), device))
 
 
 def read_shape(path: Path, *, dropout: float | None = None) -> GPTShape:

@@ -11,16 +11,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gptlab.errors import ModelError
-from gptlab.model.classifier import labels_of, new_model
-from gptlab.model.huggingface import write_tensors
+from gptlab.model.classifier import labels_of
+from gptlab.model.huggingface import label_fields, write_tensors
 from gptlab.model.rnn import RNN, RNNShape
-from gptlab.model.weights import Stored, fill, read_folder, read_json, start_at_mean, tied, token_tables
+from gptlab.model.weights import Stored, load_stored, read_folder, read_json
 
 MODEL_TYPE = "gptlab-rnn"
 
@@ -50,8 +50,7 @@ def save_rnn(model: RNN, folder: Path, *, eos_id: int | None = None, bos_id: int
         "eos_token_id": eos_id,
     }
     if labels := labels_of(model):
-        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-        config["label2id"] = {label: number for number, label in enumerate(labels)}
+        config |= label_fields(labels)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(folder / "model.safetensors", dict(model.named_parameters()))  # names a tied head once, as wte
 
@@ -76,15 +75,7 @@ def load_rnn(
     if vocab_size is not None and vocab_size < known:
         raise ModelError(f"vocab_size = {vocab_size:,}: the model has {known:,} tokens; it can only be extended")
     shape = replace(stored.shape, context=context or stored.shape.context, vocab_size=vocab_size or known)
-    with torch.device("meta"):
-        model = new_model(shape, stored.labels)
-    model.to_empty(device=device)
-    if tied(model):
-        model.lm_head.weight = model.wte.weight  # to_empty gives each its own storage
-    fill(model, stored)
-    for table in token_tables(model).values():
-        start_at_mean(table.weight, known)
-    return model
+    return cast(RNN, load_stored(stored, shape, device))
 
 
 def read_rnn_shape(path: Path, *, dropout: float | None = None) -> RNNShape:

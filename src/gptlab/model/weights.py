@@ -57,6 +57,21 @@ class Stored(Generic[S]):
     labels: tuple[str, ...] | None = None
 
 
+def load_stored(stored: Stored, shape: GPTShape | RNNShape, device: torch.device | str) -> GPT | RNN:
+    """The stored model on `device` with this shape, which may have fewer positions and more tokens: the new rows begin
+    at the mean of the others. It is made without storage and filled tensor by tensor, so its weights are in memory
+    once. Errors as `fill`."""
+    with torch.device("meta"):
+        model = new_model(shape, stored.labels)
+    model.to_empty(device=device)
+    if tied(model):
+        model.lm_head.weight = model.wte.weight  # to_empty gives each its own storage
+    fill(model, stored)
+    for table in token_tables(model).values():
+        start_at_mean(table.weight, stored.shape.vocab_size)
+    return model
+
+
 @torch.no_grad()
 def fill(model: GPT | RNN, stored: Stored) -> None:
     """Copies the stored tensors into the model's parameters, whatever their floating-point type.

@@ -74,7 +74,7 @@ def _text_scores(
         values = validated.get(int(checkpoint.name)) if split == "validation" else None
         if values is None:
             with progress.busy(f"scoring {split} by step {checkpoint.name}") as tell:
-                values = scorer.whole(load(checkpoint), rows[split], lambda n, total: tell(f"{n:,}/{total:,} rows"))
+                values = scorer.text(load(checkpoint), rows[split], lambda n, total: tell(f"{n:,}/{total:,} rows"))
         return finish(values, split)
 
     scores: dict[str, Any] = {"stride": data.rows.context}
@@ -88,7 +88,7 @@ def _class_scores(
 ) -> tuple[dict[str, Any], Score]:
     """What holds for all scores of a classifier; and how a checkpoint is scored."""
     rows = data.labelled()
-    majority = int(rows["train"].counts().argmax())
+    majority = rows["train"].majority
 
     def score(checkpoint: Path, split: Split) -> dict[str, Any]:
         with progress.busy(f"classifying {split} by step {checkpoint.name}") as tell:

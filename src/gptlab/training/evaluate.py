@@ -33,7 +33,7 @@ from gptlab.evaluation.predictions import check_predictions_file, write_predicti
 from gptlab.evaluation.prompts import topic_prompts
 from gptlab.evaluation.reward_scores import HuggingFaceReward
 from gptlab.evaluation.samples import SampleSettings
-from gptlab.evaluation.scores import Scorer
+from gptlab.evaluation.scores import Scorer, rows_at_once
 from gptlab.objectives.language import LanguageObjective
 from gptlab.run.open import OpenModel, Which, open_model
 from gptlab.run.run import RECIPE
@@ -46,7 +46,6 @@ from gptlab.training.recipe import load_recipe
 from gptlab.training.start import Start
 
 KINDS = ("corpus", "dialogues", "labels", *DEFAULT_PLACES)
-MICRO_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,9 @@ def evaluate_model(
     if reward and not (isinstance(rows, DialogueRows) and answers):
         raise UserError(f"--reward {reward}: scores answers, and there are none: {words} is text, or --answers is 0")
     at = next(opened.model.parameters()).device
-    scorer = Scorer(LanguageObjective(), at, pick_precision(precision, at), max(1, MICRO_BATCH_TOKENS // rows.context))
+    scorer = Scorer(LanguageObjective(), at, pick_precision(precision, at), rows_at_once(rows))
     with progress.busy(f"scoring {words}") as tell:
-        scores = scorer.whole(opened.model, rows, lambda done, total: tell(f"{done:,}/{total:,} rows"))
+        scores = scorer.text(opened.model, rows, lambda done, total: tell(f"{done:,}/{total:,} rows"))
     metrics: dict[str, Any] = {**scores, "context": rows.context}
     written: list[Answer] = []
     if isinstance(rows, DialogueRows) and answers:
@@ -150,7 +149,7 @@ def _score_labels(
     with progress.busy(f"classifying {words}") as tell:
         logits = class_logits(
             opened.model, rows, device=at, precision=pick_precision(precision, at),
-            micro_batch_size=max(1, MICRO_BATCH_TOKENS // rows.context),
+            micro_batch_size=rows_at_once(rows),
             on_batch=lambda done, total: tell(f"{done:,}/{total:,} texts"),
         )  # fmt: skip
     if predictions:
@@ -168,11 +167,12 @@ def _labelled(opened: OpenModel, on: str | None, split: Split, progress: Progres
             source, opened.require_tokenizer(), context=opened.model.shape.context, labels=opened.labels,
             separator=separator_of(opened),
         )  # fmt: skip
-        return rows, int(rows.counts().argmax()), str(on)
+        return rows, rows.majority, str(on)
     data, words = _prepared(opened, on, split, progress)
     if data.vocabulary.labels is None:
         raise UserError(f"{opened.name} is a classifier, and {words} has no labels; --on labels:FILE, or such a recipe")
-    return data.labelled()[split], int(data.labelled()["train"].counts().argmax()), words
+    labelled = data.labelled()
+    return labelled[split], labelled["train"].majority, words
 
 
 def _rows(opened: OpenModel, on: str | None, split: Split, progress: Progress) -> tuple[TextRows, str]:

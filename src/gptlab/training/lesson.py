@@ -57,13 +57,15 @@ def find_teacher(recipe: Recipe, existing: Run | None, runs: Path) -> Tree | Non
     if not isinstance(recipe.objective, DistillationSettings):
         return None
     name, begun = recipe.objective.teacher, (existing.origin.get("teacher") if existing else None) or {}
-    if begun and weights_fingerprint(Path(begun["folder"])) == begun["fingerprint"]:
-        folder = Path(begun["folder"])  # also where the teacher has been trained on, and its best is another now
-    else:
+    folder, fingerprint = Path(begun.get("folder", "")), ""
+    if begun:  # also where the teacher has been trained on, and its best is another now
+        fingerprint = weights_fingerprint(folder)
+    if not begun or fingerprint != begun["fingerprint"]:
         folder = find_model(name, runs=runs)
+        fingerprint = weights_fingerprint(folder)
     require_task("classification" if recipe.data.kind == "labels" else "language", name, read_labels(folder))
-    found = {"name": name, "folder": str(folder.absolute()), "fingerprint": weights_fingerprint(folder)}
-    if begun and found["fingerprint"] != begun["fingerprint"]:
+    found = {"name": name, "folder": str(folder.absolute()), "fingerprint": fingerprint}
+    if begun and fingerprint != begun["fingerprint"]:
         raise RunError(
             f"{existing.folder if existing else name}: its teacher {name} is no longer the one that it began with (the "
             f"weights are not those that {begun['folder']} had), and it cannot go on with another. --fresh starts "
@@ -104,7 +106,7 @@ def _scores(data: Prepared, rows: Mapping[Split, ValuedRows]) -> Tree:
     labelled = data.labelled()
     return classification_scores(
         labelled["validation"].classes, rows["validation"].values["teacher"].numpy(), labelled["validation"].labels,
-        majority=int(labelled["train"].counts().argmax()),
+        majority=labelled["train"].majority,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from gptlab.data.splitting import Split
 from gptlab.device import Precision
 from gptlab.errors import CheckpointError, GptlabError, TokenizerError, UserError
 from gptlab.evaluation.classification_scores import class_logits
+from gptlab.evaluation.scores import rows_at_once
 from gptlab.hub import cache_folder
 from gptlab.model.adapter import is_adapter
 from gptlab.model.gpt import GPTShape
@@ -36,7 +37,6 @@ VERSION = 1
 """Of how logits are computed; those of another one are computed anew."""
 
 LOGITS = "logits.npy"
-MICRO_BATCH_TOKENS = 8192
 SHOWN_NAMES = 5
 """An error that lists labels or tokens names at most so many."""
 
@@ -116,7 +116,7 @@ def _kept_logits(
                 return _read(folder, shape)
             logits = class_logits(
                 teacher.model, rows, device=next(teacher.model.parameters()).device, precision=precision,
-                micro_batch_size=max(1, MICRO_BATCH_TOKENS // rows.context),
+                micro_batch_size=rows_at_once(rows),
                 on_batch=lambda done, total: tell(f"{done:,}/{total:,} texts"),
             )  # fmt: skip
             write_folder(folder, lambda temporary: np.save(temporary / LOGITS, logits), bytes_needed=logits.nbytes)
