@@ -53,6 +53,7 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
     from gptlab.settings import build
     from gptlab.training.fit import decide_micro_batch
     from gptlab.training.loop import Engine, descend, gradients
+    from gptlab.training.memory import FullRows
     from gptlab.training.optimizer import Optimizer
     from gptlab.training.recipe import Recipe
     from gptlab.training.start import Vocabulary, outline
@@ -79,8 +80,9 @@ def training(shape: Shape, rows: int, *, device: str = "cpu", optimizer: str = "
         return outline(recipe, Vocabulary(shape.vocab_size), None)
 
     fit = decide_micro_batch(
-        recipe, make_model, LanguageObjective, windows, classes=0, device=place, precision=precision, kept=None
-    )
+        recipe, make_model, LanguageObjective, len(windows), FullRows(windows.context), device=place,
+        precision=precision, kept=None,
+    )  # fmt: skip
     torch.manual_seed(recipe.seed)
     model = make_model().to(place).train()
     engine = Engine(

@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).parent
 
 PACKAGES = (
-    "gptlab", "torch", "numpy", "transformers", "ctranslate2", "liger-kernel", "tokenizers", "tiktoken",
+    "gptlab", "torch", "numpy", "transformers", "trl", "peft", "ctranslate2", "liger-kernel", "tokenizers", "tiktoken",
     "bitsandbytes", "lm_eval",
 )  # fmt: skip
 

@@ -145,7 +145,7 @@ def test_what_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
     assert json.loads(out.read_text(encoding="utf-8")) == {"losses": [1, None, [None]]}
 
 
-@pytest.mark.parametrize("name", ["generation", "head", "memory", "start", "text", "training", "tuning"])
+@pytest.mark.parametrize("name", ["generation", "head", "memory", "preferences", "start", "text", "training", "tuning"])
 def test_help_names_the_options_that_all_have(name: str) -> None:
     words = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"]
     shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -206,6 +206,51 @@ def test_tuning_says_what_a_large_model_took_of_its_limits(tmp_path: Path) -> No
         assert each["fits"]
     assert variants["ours LoRA rank 8"]["trainable"] == 2 * 8 * sum((32 + 96, 32 + 32, 32 + 128, 128 + 32))  # in + out
     assert str(tmp_path) not in json.dumps({**result, "command": ""})
+
+
+def test_dpo_is_compared_with_sft_and_with_trl_in_the_same_precision() -> None:
+    code = """if 1:
+        import json, preferences
+        measured = {
+            "TRL float32": (1000, 10), "TRL float32, our environment": (900, 12), "TRL bfloat16": (800, 2),
+            "ours SFT float32": (400, 4), "ours DPO float32": (480, 5), "ours DPO bfloat16 recomputed": (200, 4),
+            "ours DPO float32 LoRA": (100, 4),
+        }
+        variants = {name: {"grown_megabytes": mb, "median": s} for name, (mb, s) in measured.items()}
+        print(json.dumps(preferences.compare(variants)))"""
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    shown = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True).stdout
+    found = json.loads(shown)
+    assert found["float32"] == {
+        "grown_megabytes": 480, "seconds": 5, "of_tuning": 1.2, "of_tuning_kept": False,
+        "of_trl": pytest.approx(480 / 900), "times_as_fast": 2, "of_trl_kept": True,
+    }  # fmt: skip
+    slower = found["bfloat16 recomputed"]
+    assert (slower["of_trl"], slower["times_as_fast"], slower["of_trl_kept"]) == (0.25, 0.5, False)
+    assert found["float32 LoRA"] == {"grown_megabytes": 100, "seconds": 4}
+
+
+@pytest.mark.slow
+def test_dpo_of_trl_and_ours_begin_at_the_same_loss(tmp_path: Path) -> None:
+    result = result_of(
+        BENCHMARKS / "preferences.py", "--quick", "--medium", "--rounds", "1", "--only", "SFT float32 recomputed",
+        "DPO float32 recomputed", "TRL float32", "medium", out=tmp_path / "result.json",
+    )  # fmt: skip
+    step, medium = (result["cases"][name] for name in ("step", "medium"))
+    assert step["left_out"] == medium["left_out"] == {}
+    ours, tuning = (step["variants"][f"ours {which} float32 recomputed"] for which in ("DPO", "SFT"))
+    peers = {name: each for name, each in step["variants"].items() if name.startswith("TRL")}
+    assert set(peers) == {f"TRL float32{more}" for more in ("", " precomputed", " LoRA", " kept", ", our environment")}
+    for each in (ours, *peers.values(), *medium["variants"].values()):
+        assert each["first_loss"] == pytest.approx(math.log(2), rel=1e-4)
+    assert tuning["first_loss"] == pytest.approx(math.log(512), abs=0.2)  # untrained: all tokens alike
+    assert {name for name, each in step["variants"].items() if "prepare_seconds" in each} == {
+        "ours DPO float32 recomputed", "TRL float32 precomputed"
+    }  # fmt: skip
+    found = result["comparison"]["float32 recomputed"]
+    assert found["of_tuning"] == pytest.approx(ours["grown_megabytes"] / tuning["grown_megabytes"], rel=1e-3)
+    assert found["times_as_fast"] > 0
+    assert all(each["fits"] for each in result["limits"].values())
 
 
 @pytest.mark.slow

@@ -74,8 +74,19 @@ def prepared(folder: Path) -> None:
         {"messages": [{**turn, "content": turn["content"].format(name)} for turn in turns]} for name in sorted(topics)
     ]
     (folder / "my-chats.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats), encoding="utf-8")
+    preferred(folder)
     labelled(folder)
     questions(folder)
+
+
+def preferred(folder: Path) -> None:
+    """Questions with an answer and a worse one, in two files that share none."""
+    pairs = [
+        {"prompt": f"What is {name}?", "chosen": f"It is a topic: {name}.", "rejected": f"I forgot what {name} is."}
+        for name in sorted(topics)
+    ]
+    for file, part in (("my-pairs.jsonl", pairs[::2]), ("other-pairs.jsonl", pairs[1::2])):
+        (folder / file).write_text("".join(f"{json.dumps(pair)}\n" for pair in part), encoding="utf-8")
 
 
 def labelled(folder: Path) -> None:
@@ -175,7 +186,11 @@ def test_quickstart_ends_as_the_readme_says(ran: Ran) -> None:
     assert scores["perplexity"] < scores["unigram_perplexity"]  # a minute is enough to learn from context
     assert f"validation perplexity {scores['perplexity']:,.2f}" in said
     assert "report   runs/quickstart/report.html" in said
-    assert (folder / "runs/quickstart/report.html").stat().st_size > 10_000
+    for name in ("quickstart", "quickstart-answers", "quickstart-preferences"):
+        assert f"runs/{name}/report.html" in said
+        assert (folder / "runs" / name / "report.html").stat().st_size > 10_000
+    assert said.count("documentation  ") == 3
+    assert len(re.findall(r"^ +after \w+ +[\d.]+ %", said, flags=re.MULTILINE)) == 3
 
 
 def test_the_longer_run_was_continued(ran: Ran) -> None:

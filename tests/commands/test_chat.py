@@ -21,6 +21,7 @@ from gptlab.evaluation.conversation import Chat, Conversation, Parameters
 from gptlab.evaluation.samples import SampleSettings
 from gptlab.generation.decoder import Decoder
 from gptlab.generation.sampling import Sampling
+from gptlab.model.classifier import REWARD, as_classifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import save_model
 from gptlab.run.checkpoint import TrainingState
@@ -269,6 +270,14 @@ def test_a_checkpoint_beside_the_best(call: Call, tuned: Path, tmp_path: Path) -
     assert expected[0] != expected[1]
 
 
+def test_a_reward_model_says_what_asks_it(call: Call, tuned: Path, tmp_path: Path) -> None:
+    save_model(as_classifier(open_model(tuned, device="cpu").model, REWARD), tmp_path / "judge")
+    code, out, err = call("Hello", tmp_path / "judge")
+    assert (code, out) == (2, "")
+    assert "is a reward model and writes no text" in err
+    assert f"--reward {tmp_path / 'judge'}" in err
+
+
 def test_a_model_without_a_tokenizer(call: Call, tuned: Path, tmp_path: Path) -> None:
     save_model(open_model(tuned, device="cpu").model, tmp_path / "bare")
     code, _, err = call("Hello", tmp_path / "bare")
@@ -318,6 +327,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, "chat", *map(str, arguments)], cwd=cwd, stdin=slave, stdout=slave,
             stderr=slave, start_new_session=True, env={**os.environ, "TERM": "dumb"},
+            # A shell that runs the tests in the background ignores Ctrl-C, and what it starts would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(slave)
         self.shown = ""

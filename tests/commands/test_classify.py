@@ -13,7 +13,7 @@ import torch
 
 from gptlab.cli import main
 from gptlab.evaluation.classify import classify
-from gptlab.model.classifier import GPTClassifier
+from gptlab.model.classifier import REWARD, GPTClassifier
 from gptlab.model.folder import save_model
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.run.checkpoint import TrainingState
@@ -252,6 +252,13 @@ def test_a_language_model_says_what_to_do_with_it(call: Call, folder: Path, tmp_
     assert (code, out) == (2, "")
     assert "gptlab generate" in err
     assert "gptlab train" in err
+
+
+def test_a_reward_model_says_what_asks_it(call: Call, tmp_path: Path) -> None:
+    code, out, err = call("good", model=str(save_classifier(tmp_path / "judge", REWARD)))
+    assert (code, out) == (2, "")
+    assert "is a reward model and has no classes" in err
+    assert f"gptlab evaluate {tmp_path / 'judge'} --on preferences:FILE" in err
 
 
 def test_unknown_model(call: Call) -> None:

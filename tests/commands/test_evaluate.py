@@ -1,4 +1,4 @@
-"""`gptlab evaluate` of a classifier: what is printed is what was found, and predictions are written."""
+"""`gptlab evaluate`: what is printed is what was found, and predictions are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptlab.cli import main
-from gptlab.model.classifier import GPTClassifier
+from gptlab.model.classifier import REWARD, GPTClassifier
 from gptlab.model.folder import save_model
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.text.tokenizer import Tokenizer
@@ -24,12 +24,14 @@ TEXTS = [(f"A film, number {n}{'!' * (n % 3)}", LABELS[n % 3 == 0]) for n in ran
 
 @pytest.fixture
 def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Calls `gptlab evaluate MODEL --on labels:texts.csv …` where there are a classifier and a language model."""
+    """Calls `gptlab evaluate MODEL --on labels:texts.csv …` where there are a classifier, two language models and a
+    reward model."""
     monkeypatch.chdir(tmp_path)
     tokenizer = Tokenizer.train([text for text, _ in TEXTS], 280)
     torch.manual_seed(0)
     shape = GPTShape(tokenizer.vocab_size, context=32, n_layer=1, n_head=2, n_embd=16)
-    for name, model in (("classifier", GPTClassifier(shape, LABELS)), ("gpt", GPT(shape))):
+    models = {"classifier": GPTClassifier(shape, LABELS), "gpt": GPT(shape), "start": GPT(shape)}
+    for name, model in {**models, "judge": GPTClassifier(shape, REWARD)}.items():
         with torch.no_grad():
             model.wte.weight.normal_(0, 0.6)
         save_model(model, Path(name), eos_id=tokenizer.eos_id)
@@ -37,6 +39,10 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     with Path("texts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *TEXTS])
     Path("plain.txt").write_text("\n".join(text for text, _ in TEXTS))
+    pairs = [
+        {"prompt": "Of what?", "chosen": text, "rejected": "A film" + "!" * n} for n, (text, _) in enumerate(TEXTS)
+    ]
+    Path("pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
 
     def run(*arguments: str, model: str = "classifier", on: str = "labels:texts.csv") -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit:
@@ -46,8 +52,8 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return run
 
 
-def metrics(call: Call) -> dict:
-    code, out, err = call("--json")
+def metrics(call: Call, *arguments: str, **of: str) -> dict:
+    code, out, err = call("--json", *arguments, **of)
     assert (code, err) == (0, "")
     return json.loads(out)["metrics"]
 
@@ -92,6 +98,7 @@ def test_predictions_agree_with_the_scores(call: Call) -> None:
     [
         (["--predictions", "predictions.doc"], "classifier", "labels:texts.csv", "written as .csv"),
         (["--predictions", "predictions.csv"], "gpt", "corpus:plain.txt", "is a language model"),
+        (["--predictions", "/proc/predictions.csv"], "not-looked-for", "labels:texts.csv", "/proc/predictions.csv: "),
     ],
 )
 def test_predictions_that_cannot_be(call: Call, arguments: list[str], model: str, on: str, wanted: str) -> None:
@@ -106,3 +113,40 @@ def test_a_text_is_printed_as_before(call: Call) -> None:
     assert code == 0
     names = [line.split()[0] for line in out.splitlines()[1:]]
     assert names == ["loss", "perplexity", "tokens", "perplexity_per_word", "bits_per_byte", "context"]
+
+
+def test_a_reward_models_scores_and_how_well_they_are_calibrated(call: Call) -> None:
+    found = metrics(call, model="judge", on="preferences:pairs.jsonl")
+    code, out, _ = call(model="judge", on="preferences:pairs.jsonl")
+    assert code == 0
+    lines = dict(line.strip().split("  ", 1) for line in out.splitlines()[1:9])
+    for name in ("accuracy", "margin"):
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        assert lines[name].strip() == f"{found[name]:.4f}  95 %: {low:.4f} to {high:.4f}"
+    assert f"calibration, error {found['calibration']['error']:.4f}" in out
+    table = [line.split() for line in out.splitlines()]
+    for each in found["calibration"]["bins"]:
+        edges = [f"{each['low']:.2f}", "to", f"{each['high']:.2f}"]
+        assert [*edges, str(each["pairs"]), *(f"{each[name]:.4f}" for name in ("confidence", "accuracy"))] in table
+
+
+def test_two_models_stand_before_and_after_with_their_answers_beside_each_other(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptlab.evaluation.other_text.OTHER_BYTES", 2**12)  # the first document is enough
+    arguments = ("--against", "start", "--reward", "judge", "--answers", "4")
+    found = metrics(call, *arguments, model="gpt", on="preferences:pairs.jsonl")["against"]
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(*arguments, model="gpt", on="preferences:pairs.jsonl")
+    assert code == 0
+    assert "against start, 1 prompts\n" in out  # all of these pairs have one prompt
+    rows = {line[: line.index("  ", 2)].strip(): line.split() for line in out.splitlines() if line.startswith("  ")}
+    reward = found["reward"]
+    assert f"{reward['difference']:+.4f} ({reward['low']:+.4f} to {reward['high']:+.4f})" in out
+    assert f"{found['ties']} ties" in out
+    assert rows["KL, nats a token"][-1] == f"{found['kl']:.4f}"
+    assert rows["perplexity, python-docs"][2:4] == [
+        f"{found['other_text']['perplexity'][when]:.4f}" for when in ("before", "after")
+    ]
+    assert [line.split() for line in out.splitlines()].count(["prompt", "before", "after"]) == 1
+    assert found["answers"][0]["prompt"] in out.rpartition("after")[2]

@@ -14,6 +14,7 @@ from gptlab.evaluation.samples import complete
 from gptlab.generation.decoder import Decoder
 from gptlab.generation.sampling import Sampling
 from gptlab.kernels import native
+from gptlab.model.classifier import REWARD, as_classifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import save_model
 from gptlab.run.checkpoint import TrainingState
@@ -209,6 +210,16 @@ def test_unknown_model(call: Call) -> None:
     code, out, err = call("a", model="no/such/model")
     assert (code, out) == (2, "")
     assert "no/such/model" in err
+
+
+def test_a_reward_model_says_what_asks_it(call: Call, folder: Path, tmp_path: Path) -> None:
+    opened = open_model(str(folder), device="cpu")
+    save_model(as_classifier(opened.model, REWARD), tmp_path / "judge")
+    opened.require_tokenizer().save(tmp_path / "judge")
+    code, out, err = call("a", model=str(tmp_path / "judge"))
+    assert (code, out) == (2, "")
+    assert "is a reward model and writes no text" in err
+    assert f"--reward {tmp_path / 'judge'}" in err
 
 
 def test_model_without_tokenizer(call: Call, folder: Path, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import json
 import subprocess
 import sys
 import textwrap
+from typing import get_args
 
 import pytest
 
-from gptlab.data.python_docs import python_docs
+from gptlab.data.python_docs import EMBEDDED_DOCS, docs_of, part_with, python_docs
+from gptlab.data.sources import Source, SourceSettings
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,35 @@ def test_no_documented_module_is_imported_for_it(docs: dict[str, str]) -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert not docs.keys() & set(done.stdout.split())
+
+
+def modules(docs: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in docs.items() if text.startswith(("# ", "## "))}
+
+
+def test_the_parts_divide_the_packages_and_the_topics_are_in_one(docs: dict[str, str]) -> None:
+    train, validation = dict(python_docs("train")), dict(python_docs("validation"))
+    assert {**train, **validation} == docs
+    assert not train.keys() & validation.keys()
+    assert {name.partition(".")[0] for name in validation}.isdisjoint(name.partition(".")[0] for name in modules(train))
+    assert all(part_with(name) == "validation" for name in validation)
+    assert {"assert", "lambda"} <= train.keys()
+
+
+def test_a_tenth_is_held_out_of_many_packages(docs: dict[str, str]) -> None:
+    validation = dict(python_docs("validation"))
+    held_out = sum(map(len, validation.values())) / sum(map(len, modules(docs).values()))
+    assert 0.08 < held_out < 0.12
+    assert len({name.partition(".")[0] for name in validation}) > 15
+
+
+def test_a_source_names_its_part(docs: dict[str, str]) -> None:
+    assert get_args(EMBEDDED_DOCS) == ("python-docs", "python-docs:train", "python-docs:validation")
+    assert dict(docs_of("python-docs")) == docs
+    prints = set()
+    for embedded, part in (("python-docs:train", "train"), ("python-docs:validation", "validation")):
+        source = Source(SourceSettings(embedded=embedded))  # type: ignore[arg-type]
+        assert source.name == embedded
+        assert list(source.documents()) == [text for _, text in python_docs(part)]  # type: ignore[arg-type]
+        prints.add(source.fingerprint())
+    assert len(prints | {Source(SourceSettings(embedded="python-docs")).fingerprint()}) == 3

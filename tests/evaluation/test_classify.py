@@ -10,7 +10,7 @@ import torch
 
 from gptlab.errors import DataError, UserError
 from gptlab.evaluation.classify import classify, separator_of
-from gptlab.model.classifier import GPTClassifier, RNNClassifier
+from gptlab.model.classifier import REWARD, GPTClassifier, RNNClassifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.rnn import RNNShape
 from gptlab.run.open import OpenModel
@@ -107,7 +107,11 @@ def test_nothing_has_no_class(opened: OpenModel, texts: list[str | tuple[str, st
         classify(opened, texts)
 
 
-def test_a_language_model_has_no_classes(tokenizer: Tokenizer) -> None:
-    model = OpenModel(GPT(GPTShape(tokenizer.vocab_size, CONTEXT, 1, 1, 4)), tokenizer, None, Path("here"), "gpt2")
-    with pytest.raises(UserError, match="gpt2: is a language model"):
+def test_other_models_have_no_classes(tokenizer: Tokenizer) -> None:
+    shape = GPTShape(tokenizer.vocab_size, CONTEXT, 1, 1, 4)
+    model = OpenModel(GPT(shape), tokenizer, None, Path("here"), "gpt2")
+    with pytest.raises(UserError, match="gpt2: is a language model and has no classes"):
+        classify(model, TEXTS)
+    model = OpenModel(GPTClassifier(shape, REWARD), tokenizer, None, Path("here"), "judge")
+    with pytest.raises(UserError, match="judge: is a reward model and has no classes; gptlab evaluate judge --on pref"):
         classify(model, TEXTS)

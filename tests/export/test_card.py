@@ -104,6 +104,26 @@ def test_of_a_tuned_dialogue_model_it_says_how_it_was_tuned_and_judged(run: Run)
     assert "\n\n\n" not in text
 
 
+def test_of_a_run_on_pairs_it_says_how_it_compares_with_its_start(run: Run) -> None:
+    settings = {"kind": "dpo", "beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.5}
+    data = {"kind": "preferences", "sources": [{"path": "a.jsonl"}]}
+    run.write_recipe(RECIPE | {"start": "acme/base", "data": data, "objective": settings})
+    scores = {"pairs": 40, "loss": 0.6, "accuracy": 0.7, "margin": 0.3, "longer_accuracy": 0.5}
+    compared = {
+        "start": "acme/base", "prompts": 40, "answer_tokens": {"before": 20.0, "after": 25.0},
+        "ended": {"before": 0.9, "after": 0.8}, "kl": 0.125, "answers": [],
+    }  # fmt: skip
+    run.write_evaluation({"objective": "dpo", "best": {"step": 20, "validation": scores}, "against_start": compared})
+    fields, text = card(export_model("mine", "out").folder)
+    assert fields["pipeline_tag"] == "text-generation"
+    assert "tuned from acme/base on pairs of answers" in text
+    assert "\n## Against its start\n" in text
+    assert "| tokens of an answer | 20.0 | 25.0 | +25 % |" in text
+    assert "| β | 0.1 |" in text
+    assert "`Once upon`\n\n```text\n a `time` in 30\n```" in text, "a question and its answer"
+    assert "\n\n\n" not in text
+
+
 def test_of_any_other_model_it_says_what_it_is(make_model: Callable[..., Path]) -> None:
     fields, text = card(export_model(make_model(template="chatml"), "out").folder)
     assert fields["tags"] == ["gptlab", "gpt2", "conversational"]

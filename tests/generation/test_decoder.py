@@ -18,7 +18,9 @@ from gptlab.generation.precision import dequantised
 from gptlab.generation.sampling import Sampling
 from gptlab.kernels import native
 from gptlab.kernels.decode import Precision
+from gptlab.model.classifier import REWARD, as_classifier
 from gptlab.model.gpt import GPT
+from gptlab.model.rnn import RNN, RNNShape
 
 WINDOWS = [[1], [5, 9, 3, 60, 2, 2, 7], [8, 8]]
 NATIVE = native.library("decode") is not None
@@ -55,6 +57,17 @@ def test_steps_are_those_of_the_dequantised_model(
     assert expected.abs().max() > 5
     tolerance = 1e-4 if path == "C++" else tolerance
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "rnn"])
+def test_what_does_not_write_says_what_it_does(model: GPT, kind: str) -> None:
+    body = model if kind == "gpt" else RNN(RNNShape(61, context=24, n_layer=1, n_embd=16, n_hidden=16))
+    with pytest.raises(UserError, match=r"the model is a classifier and writes no text; gptlab\.classify asks it"):
+        Decoder(as_classifier(body, ["a", "b"]))
+    with pytest.raises(
+        UserError, match=r"the model is a reward model and writes no text; .*samples\.reward in a recipe"
+    ):
+        generate(as_classifier(body, REWARD), [[1]], Sampling(greedy=True), max_new_tokens=1)
 
 
 def test_the_model_itself_is_left_alone(model: GPT, path: str) -> None:

@@ -20,7 +20,7 @@ from gptlab.kernels.layers import fast_layers
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training import loop
-from gptlab.training.memory import predict_peak_bytes
+from gptlab.training.memory import FullRows, predict_peak_bytes
 from gptlab.training.optimizer import OptimizerSettings
 
 HALF_UNIT = 2.0**-8
@@ -317,7 +317,7 @@ def test_a_step_needs_no_more_memory_than_under_autocast(monkeypatch: pytest.Mon
             precision=Precision("bfloat16", torch.bfloat16, ""),
             micro_batch_size=8,
             batch_size=8,
-            context=64,
+            rows=FullRows(64),
         )
 
     assert peak(bfloat16_linears) < peak(nullcontext)

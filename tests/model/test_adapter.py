@@ -21,7 +21,7 @@ from gptlab.model.adapter import (
     load_adapter,
     save_adapter,
 )
-from gptlab.model.classifier import GPTClassifier, as_classifier
+from gptlab.model.classifier import REWARD, GPTClassifier, as_classifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import LoraSettings, add_lora, lora_settings, merge_lora, train_new_rows
 from gptlab.model.rnn import RNN, RNNShape
@@ -174,6 +174,22 @@ def test_classes_that_nobody_named_are_numbered(tmp_path: Path) -> None:
     (tmp_path / "labels.json").unlink()
     assert adapter_labels(tmp_path) == ("LABEL_0", "LABEL_1", "LABEL_2")
     save(make_adapted(), tmp_path / "writes")
+    assert adapter_labels(tmp_path / "writes") is None
+
+
+def test_an_adapter_without_a_task_that_saves_a_head_is_a_classifier_s(tmp_path: Path) -> None:
+    """TRL advises LoraConfig(modules_to_save=["score"]) for reward models."""
+    model = make_adapted(labels=REWARD)
+    save(model, tmp_path / "rewards")
+    save(make_adapted(), tmp_path / "writes")
+    for folder in (tmp_path / "rewards", tmp_path / "writes"):
+        set_config(folder, task_type=None)
+    (tmp_path / "rewards" / "labels.json").unlink()
+    labels = adapter_labels(tmp_path / "rewards")
+    assert labels == ("LABEL_0",)
+    again = as_classifier(make_model(), labels)
+    load_adapter(again, tmp_path / "rewards")
+    assert torch.equal(again.score.weight, model.score.weight)
     assert adapter_labels(tmp_path / "writes") is None
 
 

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gptlab.errors import ModelError
 from gptlab.model.build import SIZES
 from gptlab.model.classifier import (
+    REWARD,
     Classifier,
     GPTClassifier,
     RNNClassifier,
@@ -21,6 +22,7 @@ from gptlab.model.classifier import (
     is_classifier,
     labels_of,
     new_model,
+    task_of,
 )
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import LoraSettings, add_lora, freeze_body, trainable_counts
@@ -159,12 +161,55 @@ def test_the_vocabulary_is_out_of_reach(shape: GPTShape | RNNShape) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("labels", [(), ("one",), ("a", "b", "a")])
-def test_labels_are_two_or_more_and_distinct(shape: GPTShape | RNNShape, labels: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=r"labels = \[.*\]: a classifier has two or more, each once"):
+@pytest.mark.parametrize("labels", [(), ("a", "a"), ("a", "b", "a")])
+def test_there_are_labels_and_they_are_distinct(shape: GPTShape | RNNShape, labels: tuple[str, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"labels = \[.*\]: a classifier has two or more, each once, a reward model one"
+    ):
         make_model(shape, labels)
     with pytest.raises(ValueError, match="two or more"):
         as_classifier(make_model(shape), labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "task"),
+    [(None, "language"), (LABELS, "classification"), (REWARD, "reward"), (["LABEL_0"], "reward")],
+)
+def test_labels_say_what_a_model_is_for(labels: tuple[str, ...] | None, task: str) -> None:
+    assert task_of(labels) == task
+
+
+@each_kind
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_a_reward_model_is_the_same_body_with_a_new_head_of_one_row(
+    shape: GPTShape | RNNShape, labels: tuple[str, ...] | None
+) -> None:
+    model = make_model(shape, labels)
+    rewarding = as_classifier(model, REWARD)
+    assert (labels_of(rewarding), labels_of(model)) == (REWARD, labels)
+    assert rewarding.wte is model.wte
+    hidden = rewarding(some_tokens())
+    assert torch.equal(hidden, model(some_tokens()))
+    assert rewarding.classify(hidden[:, -1]).shape == (3, 1)
+    assert trainable_counts(rewarding)["head"] == (25 if isinstance(model, RNN) else 16)
+    assert names(rewarding) == names(make_model(shape, REWARD))
+    torch.manual_seed(3)
+    again = as_classifier(model, REWARD)
+    torch.manual_seed(3)
+    assert torch.equal(again.score.weight, as_classifier(model, REWARD).score.weight)
+    assert not torch.equal(again.score.weight, rewarding.score.weight)
+
+
+@each_kind
+def test_a_reward_model_by_another_name_keeps_its_head(shape: GPTShape | RNNShape) -> None:
+    model = make_model(shape, ("LABEL_0",))
+    renamed = as_classifier(model, REWARD)
+    assert (labels_of(renamed), labels_of(model)) == (REWARD, ("LABEL_0",))
+    assert renamed.wte is model.wte
+    hidden = model(some_tokens())
+    assert torch.equal(renamed.classify(hidden), model.classify(hidden))
+    assert renamed.score.weight is not model.score.weight
+    assert as_classifier(model, ("LABEL_0", "LABEL_1")).score.weight.shape[0] == 2
 
 
 @pytest.mark.parametrize("tie_head", [True, False])

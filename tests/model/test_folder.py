@@ -12,7 +12,7 @@ import torch
 
 from gptlab.errors import ModelError
 from gptlab.model.adapter import save_adapter
-from gptlab.model.classifier import GPTClassifier, RNNClassifier, as_classifier, labels_of, new_model
+from gptlab.model.classifier import REWARD, GPTClassifier, RNNClassifier, as_classifier, labels_of, new_model
 from gptlab.model.folder import Model, load_model, read_labels, read_shape, save_model
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import LoraSettings, add_lora
@@ -27,6 +27,8 @@ KINDS = {
     "rnn": (RNN_SHAPE, None, RNN),
     "gpt classifier": (GPT_SHAPE, ("no", "ýes"), GPTClassifier),
     "rnn classifier": (RNN_SHAPE, ("no", "ýes", "perhaps"), RNNClassifier),
+    "gpt reward model": (GPT_SHAPE, REWARD, GPTClassifier),
+    "rnn reward model": (RNN_SHAPE, REWARD, RNNClassifier),
 }
 each_kind = pytest.mark.parametrize(("shape", "labels", "kind"), KINDS.values(), ids=KINDS.keys())
 
@@ -95,7 +97,7 @@ def test_nanogpts_file_is_a_gpt(tmp_path: Path) -> None:
 
 
 def test_the_labels_of_an_adapter_are_its_own(tmp_path: Path) -> None:
-    for name, labels in (("writes", None), ("answers", ("b", "a"))):
+    for name, labels in (("writes", None), ("answers", ("b", "a")), ("rewards", REWARD)):
         model = make_model(GPT_SHAPE, None)
         model = model if labels is None else as_classifier(model, labels)
         add_lora(model, LoraSettings(rank=2))

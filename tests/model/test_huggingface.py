@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptlab.errors import ModelError
-from gptlab.model.classifier import GPTClassifier
+from gptlab.model.classifier import REWARD, GPTClassifier
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import load_model, read_labels, read_shape, save_model, shape_from_config, write_tensors
 
@@ -260,8 +260,12 @@ def test_a_classifier_round_trip_changes_no_bit(tmp_path: Path, tie_head: bool) 
     [
         ({"problem_type": "regression"}, "problem_type = 'regression': this GPT-2 can only do None or 'single_label"),
         ({"problem_type": "multi_label_classification"}, "problem_type = 'multi_label_classification'"),
-        ({"id2label": {"0": "LABEL_0"}}, r"id2label: labels = \['LABEL_0'\]: a classifier has two .*a regression's"),
-        ({"id2label": None, "num_labels": 1}, r"labels = \['LABEL_0'\]: a classifier has two or more"),
+        (
+            {"id2label": {"0": "a"}},
+            "problem_type = 'single_label_classification': this GPT-2 can only do None or 'r",
+        ),
+        ({"id2label": None, "num_labels": 1}, "problem_type = 'single_label_classification'"),
+        ({"id2label": None, "num_labels": 0}, r"id2label: labels = \[\]: a classifier has two or more"),
         ({"id2label": None, "num_labels": "3"}, "num_labels = '3': a whole number is wanted"),
         ({"id2label": {"0": "a", "1": "a"}}, r"labels = \['a', 'a'\]: a classifier has two or more, each once"),
         ({"id2label": {"1": "a", "2": "b"}}, r"id2label = \{.*\}: a name for each id is wanted, from 0 on"),
@@ -274,6 +278,29 @@ def test_a_head_that_chooses_no_class_is_refused_by_name(tmp_path: Path, fields:
     for read in (load_model, read_labels):
         with pytest.raises(ModelError, match=rf"config\.json: .*{message}"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ends", "padding"),
+    [({}, None), ({"eos_id": 60}, None), ({"eos_id": 60, "bos_id": 60}, None), ({"eos_id": 60, "bos_id": 59}, 59)],
+    ids=str,
+)
+def test_a_reward_model_round_trip_changes_no_bit(tmp_path: Path, ends: dict[str, int], padding: int | None) -> None:
+    """What closes an answer, where its reward is read, is never its padding: transformers would overlook it."""
+    torch.manual_seed(0)
+    model = GPTClassifier(GPTShape(61, 20, 2, 2, 16), REWARD)
+    save_model(model, tmp_path, **ends)
+    again = load_model(tmp_path)
+    assert isinstance(again, GPTClassifier)
+    assert again.labels == read_labels(tmp_path) == REWARD
+    assert_same(model, again)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["GPT2ForSequenceClassification"]
+    assert (config["id2label"], config["label2id"]) == ({"0": "reward"}, {"reward": 0})
+    assert (config["problem_type"], config["pad_token_id"]) == ("regression", padding)
+    set_config(tmp_path, problem_type=None, id2label=None, num_labels=1)
+    assert read_labels(tmp_path) == ("LABEL_0",)
+    assert_same(model, load_model(tmp_path))
 
 
 def test_a_head_of_other_classes_than_the_config_has_is_named(tmp_path: Path) -> None:

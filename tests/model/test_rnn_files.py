@@ -177,10 +177,10 @@ def test_weights_that_do_not_fit_are_all_named(tmp_path: Path) -> None:
         ({"n_hidden": 8}, "n_hidden = 8 is not n_embd = 16"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes': wanted true or false"),
         ({"dropout": "0.1"}, "dropout = '0.1': wanted a fraction"),
-        ({"id2label": ["a", "b"]}, r"id2label = \['a', 'b'\]: wanted \{\"0\": a label"),
-        ({"id2label": {"1": "a", "2": "b"}}, "id2label = "),
-        ({"id2label": {"0": "a"}}, "id2label = "),
-        ({"id2label": {"0": "a", "1": "a"}}, "id2label = "),
+        ({"id2label": ["a", "b"]}, r"id2label = \['a', 'b'\]: a name for each id is wanted, from 0 on"),
+        ({"id2label": {"1": "a", "2": "b"}}, r"id2label = \{.*\}: a name for each id"),
+        ({"id2label": {}}, r"id2label: labels = \[\]: a classifier has two or more"),
+        ({"id2label": {"0": "a", "1": "a"}}, r"id2label: labels = \['a', 'a'\]: a classifier has two or more"),
     ],
 )
 def test_what_the_model_cannot_be_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:

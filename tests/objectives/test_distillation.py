@@ -19,7 +19,7 @@ from gptlab.objectives.distillation import ClassDistillation, DistillationSettin
 from gptlab.objectives.language import LanguageObjective
 from gptlab.settings import build
 from gptlab.training.loop import Engine, descend, gradients
-from gptlab.training.memory import LiveStorages, full_batch, predict_peak_bytes
+from gptlab.training.memory import FullRows, LiveStorages, predict_peak_bytes
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
 
 CPU, FLOAT32 = torch.device("cpu"), Precision("float32", torch.float32, "")
@@ -203,11 +203,11 @@ def test_the_memory_of_a_step_can_be_predicted():
         optimizer = Optimizer(model, OptimizerSettings(kind="adamw"))
         engine = Engine(model, make_objective(), optimizer, CPU, FLOAT32, 4, 1.0)
         for _ in range(2):
-            gradients(engine, full_batch(8, 32))
+            gradients(engine, FullRows(32).batch(8))
             descend(engine)
     predicted = predict_peak_bytes(
         lambda: GPT(student), make_objective, OptimizerSettings(kind="adamw"), precision=FLOAT32, micro_batch_size=4,
-        batch_size=8, context=32,
+        batch_size=8, rows=FullRows(32),
     )  # fmt: skip
     assert predicted == pytest.approx(storages.peak, rel=0.01)
 

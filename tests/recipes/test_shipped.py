@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ import torch
 from gptlab.data.python_docs import python_docs
 from gptlab.data.sources import Source
 from gptlab.model.build import build_model, parameter_count
+from gptlab.run.run import Run
 from gptlab.training.assemble import train_recipe
 from gptlab.training.recipe import load_recipe, shipped_recipes
 
+ROOT = Path(__file__).parents[2]
 GPT2_VOCABULARY = 50_257
 
 
@@ -25,7 +29,7 @@ def variants(name: str) -> list[str]:
 
 VARIANTS = [(name, variant) for name in shipped_recipes() for variant in variants(name)]
 TINY = [name for name, variant in VARIANTS if variant == "tiny"]
-PUBLISHED = ["gpt2-small-scratch", "gpt2-medium-scratch", "mini-gpt", "gpt2-124m"]
+PUBLISHED = ["gpt2-small-scratch", "gpt2-medium-scratch", "mini-gpt", "gpt2-124m", "hh-reward", "hh-dpo", "hh-dpo-lora"]
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -133,17 +137,91 @@ def tuned(kind: str) -> list[str]:
     return [name for name in TINY if (recipe := load_recipe(name)).start and recipe.data.kind == kind]
 
 
+def train_tiny(name: str, base: Path, file: str) -> Run:
+    """Three steps of a recipe's variant tiny on a file of one's own; a run that is there already is finished."""
+    changes = ("training.max_steps=3", "samples.max_new_tokens=5")
+    recipe = load_recipe(name, *changes, variant="tiny", data=[str(base / file)])
+    return train_recipe(recipe, runs=base, device="cpu")
+
+
 @pytest.mark.parametrize("name", tuned("dialogues"))
 def test_tiny_tunes_a_small_base_on_dialogues_of_ones_own(
     name: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTLAB_CACHE", str(base / "cache"))
-    changes = ("training.max_steps=3", "samples.max_new_tokens=5")
-    recipe = load_recipe(name, *changes, variant="tiny", data=[str(base / "chats.jsonl")])
-    run = train_recipe(recipe, runs=base, device="cpu")
+    run = train_tiny(name, base, "chats.jsonl")
     assert run.evaluation["best"]["validation"]["loss"] < run.evaluation["start"]["validation"]["loss"]
     assert run.origin["data"]["template"] == run.recipe["data"]["template"]
     assert ("trainable" in run.origin) == (name == "hh-lora")
+
+
+@pytest.fixture(scope="module")
+def judged(base: Path) -> Path:
+    """The folder with pairs in HH-RLHF's form, and the two runs that DPO begins from: its start and its judge."""
+    chats = [json.loads(line)["turns"] for line in (base / "chats.jsonl").read_text().splitlines()]
+    sides = [
+        {"chosen": (question, answer), "rejected": (question, chats[number - 1][1])}
+        for number, (question, answer) in enumerate(chats)
+    ]
+    lines = [
+        json.dumps({side: f"\n\nHuman: {asked}\n\nAssistant: {said}" for side, (asked, said) in pair.items()})
+        for pair in sides
+    ]
+    (base / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_CACHE", str(base / "cache"))
+        train_tiny("hh-sft", base, "chats.jsonl")
+        train_tiny("hh-reward", base, "pairs.jsonl")
+    return base
+
+
+def test_tiny_learns_which_answer_is_preferred(judged: Path) -> None:
+    run = Run.open(judged / "hh-reward-tiny")
+    scores = run.evaluation["best"]["validation"]
+    assert run.evaluation["objective"] == "reward"
+    assert 5 < scores["pairs"] < 50, "a share of 0.05 of some 400"
+    assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
+    assert scores["loss"] == pytest.approx(math.log(2), abs=0.3), "three steps from chance"
+
+
+@pytest.mark.parametrize("name", [name for name in tuned("preferences") if name != "hh-reward"])
+def test_tiny_aligns_a_tuned_model_and_a_reward_model_judges_it(
+    name: str, judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTLAB_CACHE", str(judged / "cache"))
+    run = train_tiny(name, judged, "pairs.jsonl")
+    assert run.evaluation["start"]["validation"]["loss"] == pytest.approx(math.log(2), abs=0.03)
+    assert run.origin["reference"]["name"] == "hh-sft-tiny"
+    assert ("trainable" in run.origin) == (name == "hh-dpo-lora")
+    against = run.evaluation["against_start"]
+    assert (against["start"], against["reward"]["model"]) == ("hh-sft-tiny", "hh-reward-tiny")
+    assert against["win_rate_low"] <= against["win_rate"] <= against["win_rate_high"]
+    assert run.metrics("reward"), "the judge spoke at every evaluation"
+
+
+def test_formats_md_names_every_key_of_runs_on_pairs(judged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTLAB_CACHE", str(judged / "cache"))
+    runs = [Run.open(judged / "hh-reward-tiny"), train_tiny("hh-dpo", judged, "pairs.jsonl")]
+    told = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")))
+    for run in runs:
+        events = [run.metrics(event) for event in ("step", "validation", "validation_sampled", "reward")]
+        assert keys_in([run.evaluation, run.origin, events]) <= told
+
+
+def keys_in(value: Any) -> set[str]:
+    """The keys of all objects in a piece of JSON."""
+    if isinstance(value, list):
+        return set().union(*map(keys_in, value))
+    return set(value).union(*map(keys_in, value.values())) if isinstance(value, dict) else set()
+
+
+def test_the_judge_of_hh_dpo_learns_from_other_pairs() -> None:
+    taught, judge = (
+        {source.files for source in load_recipe(name).data.sources} for name in ("hh-dpo", "hh-reward")
+    )  # fmt: skip
+    assert not taught & judge
+    assert load_recipe("hh-dpo-lora").data == load_recipe("hh-dpo").data
+    assert load_recipe("hh-dpo").samples.reward == "hh-reward"
 
 
 @pytest.mark.parametrize("name", [*tuned("labels"), "cola-distillation"])

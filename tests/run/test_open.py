@@ -16,14 +16,14 @@ import torch
 
 from gptlab.errors import CheckpointError, DeviceError, ModelError, RunError, TokenizerError, UserError
 from gptlab.model.adapter import save_adapter
-from gptlab.model.classifier import GPTClassifier, RNNClassifier, as_classifier
+from gptlab.model.classifier import REWARD, GPTClassifier, RNNClassifier, Task, as_classifier
 from gptlab.model.folder import save_model
 from gptlab.model.gpt import GPT
 from gptlab.model.lora import LoraSettings, add_lora, freeze_body
 from gptlab.model.rnn import RNN, RNNShape
 from gptlab.run.base import weights_fingerprint
 from gptlab.run.checkpoint import Base, TrainingState
-from gptlab.run.open import find_model, load_weights, open_model
+from gptlab.run.open import find_model, load_weights, open_model, require_task
 from gptlab.run.run import Run
 from gptlab.text.tokenizer import Tokenizer
 
@@ -132,6 +132,11 @@ def test_a_tokenizer_larger_than_the_model_is_refused(plain: Path, tokenizer: To
 
 
 LABELS = ("no", "yes", "perhaps")
+WRITES = "gptlab generate mine PROMPT writes with it, and gptlab train makes"
+REWARDS = (
+    "gptlab evaluate mine --on preferences:FILE asks it about pairs of answers, and --reward mine (in a recipe "
+    "samples.reward) about what another model answers"
+)
 
 
 def make_rnn(tokenizer: Tokenizer, labels: tuple[str, ...] | None = None) -> Any:
@@ -174,12 +179,15 @@ def test_an_rnn_opens_as_a_gpt_does(tokenizer: Tokenizer) -> None:
     assert torch.equal(opened.model.logits(opened.model(tokens)), model.logits(model(tokens)))
 
 
+@pytest.mark.parametrize(("labels", "task"), [(LABELS, "classification"), (REWARD, "reward"), (("x",), "reward")])
 @pytest.mark.parametrize("kind", [GPTClassifier, RNNClassifier])
-def test_a_classifier_opens_with_its_labels(model: GPT, tokenizer: Tokenizer, kind: type) -> None:
-    classifier = as_classifier(model, LABELS) if kind is GPTClassifier else make_rnn(tokenizer, LABELS)
-    opened = open_model(saved(classifier, tokenizer, "answers"), device="cpu", task="classification")
+def test_a_classifier_opens_with_its_labels(
+    model: GPT, tokenizer: Tokenizer, kind: type, labels: tuple[str, ...], task: Task
+) -> None:
+    classifier = as_classifier(model, labels) if kind is GPTClassifier else make_rnn(tokenizer, labels)
+    opened = open_model(saved(classifier, tokenizer, "answers"), device="cpu", task=task)
     assert type(opened.model) is kind
-    assert opened.labels == LABELS
+    assert (opened.labels, opened.task) == (labels, task)
     assert torch.equal(answers(opened.model), answers(classifier.eval()))
 
 
@@ -197,6 +205,41 @@ def test_a_model_of_the_other_kind_is_refused_with_the_verb_for_it(
         UserError, match="plain: is a language model and has no classes; gptlab generate models/plain PROMPT"
     ):
         open_model(plain, device="cpu", task="classification")
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "words"),
+    [
+        (None, "classification", f"is a language model and has no classes; {WRITES} a classifier of it (start = MODEL, "
+         'data.kind = "labels")'),
+        (None, "reward", f"is a language model and gives no rewards; {WRITES} a reward model of it (start = MODEL, "
+         'data.kind = "preferences", objective.kind = "reward")'),
+        (LABELS, "language", "is a classifier of 3 classes and writes no text; gptlab classify mine TEXT asks it"),
+        (LABELS, "reward", "is a classifier of 3 classes and gives no rewards; gptlab classify mine TEXT asks it"),
+        (("LABEL_0",), "language", f"is a reward model and writes no text; {REWARDS}"),
+        (REWARD, "classification", f"is a reward model and has no classes; {REWARDS}"),
+    ],
+)  # fmt: skip
+def test_each_kind_is_refused_where_another_is_wanted(labels: tuple[str, ...] | None, task: Task, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        require_task(task, "mine", labels)
+    assert str(caught.value) == f"mine: {words}"
+
+
+@pytest.mark.parametrize(("labels", "task"), [(None, "language"), (LABELS, "classification"), (("x",), "reward")])
+def test_a_model_of_the_kind_that_is_wanted_is_let_through(labels: tuple[str, ...] | None, task: Task) -> None:
+    require_task(task, "mine", labels)
+
+
+def test_a_reward_model_learned_by_lora_opens_merged_into_its_base(plain: Path, tokenizer: Tokenizer) -> None:
+    model = adapted(plain, REWARD)
+    run = Run.create(Path("runs/lora"), {"name": "lora"}, {})
+    base = Base(str(plain.absolute()), plain, weights_fingerprint(plain), context=12)
+    run.save_checkpoint(1, model, tokenizer, TrainingState(1, {}, {}, {}), keep=1, best=True, base=base)
+    opened = open_model("lora", device="cpu", task="reward")
+    assert (type(opened.model), opened.labels) == (GPTClassifier, REWARD)
+    assert answers(opened.model).shape == (2, 1)
+    torch.testing.assert_close(answers(opened.model), answers(model), atol=1e-5, rtol=1e-5)
 
 
 def test_a_classifier_learned_by_lora_opens_merged_into_its_base(plain: Path, tokenizer: Tokenizer) -> None:
@@ -296,6 +339,21 @@ def test_a_name_on_the_hub_opens(
     asked = [request for request in hub.requests if "resolve" in request]
     assert any("pytorch_model.bin" in request for request in asked) == pickled
     assert not any("onnx" in request for request in asked)
+
+
+def test_what_kind_a_model_on_the_hub_is_costs_no_weights(
+    hub: Any, hub_environment: dict[str, str], plain: Path
+) -> None:
+    shutil.copytree(plain, hub.folder / "models" / "acme" / "tiny")
+    script = (
+        "from gptlab.model.folder import read_labels\nfrom gptlab.run.open import find_model\n"
+        "folder = find_model('acme/tiny', kind_only=True)\n"
+        "print(read_labels(folder), *(path.name for path in folder.iterdir()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=hub_environment, text=True, capture_output=True, check=True
+    )
+    assert done.stdout.strip() == "None config.json"
 
 
 def test_an_adapter_of_a_classifier_comes_from_the_hub_with_its_labels(

@@ -8,7 +8,7 @@ from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.rnn import RNN, RNNShape
 from gptlab.objectives.language import LanguageObjective
 from gptlab.training.loop import Engine, descend, gradients
-from gptlab.training.memory import LiveStorages, choose_micro_batch, full_batch, predict_peak_bytes, process_bytes
+from gptlab.training.memory import FullRows, LiveStorages, choose_micro_batch, predict_peak_bytes, process_bytes
 from gptlab.training.optimizer import Optimizer, OptimizerSettings
 
 FLOAT32 = Precision("float32", torch.float32, "")
@@ -24,7 +24,7 @@ def predicted(rows, *, batch=8, kind="adamw", shape=SHAPE, checkpointing=False, 
     settings = OptimizerSettings(kind=kind)
     return predict_peak_bytes(
         make_model, LanguageObjective, settings, precision=precision, micro_batch_size=rows, batch_size=batch,
-        context=shape.context,
+        rows=FullRows(shape.context),
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_the_prediction_is_what_the_real_step_counts(kind):
         model = GPT(SHAPE)
         optimizer = Optimizer(model, OptimizerSettings(kind=kind))
         engine = Engine(model, LanguageObjective(), optimizer, torch.device("cpu"), FLOAT32, 4, 1.0)
-        batch = full_batch(8, SHAPE.context)
+        batch = FullRows(SHAPE.context).batch(8)
         for _ in range(2):
             gradients(engine, batch)
             descend(engine)
@@ -51,10 +51,16 @@ def test_the_prediction_of_a_recurrent_step_is_what_the_real_one_counts(cell):
         model = make_model()
         engine = Engine(model, LanguageObjective(), Optimizer(model, settings), torch.device("cpu"), FLOAT32, 16, 1.0)
         for _ in range(2):
-            gradients(engine, full_batch(16, 64))
+            gradients(engine, FullRows(64).batch(16))
             descend(engine)
     found = predict_peak_bytes(
-        make_model, LanguageObjective, settings, precision=FLOAT32, micro_batch_size=16, batch_size=16, context=64
+        make_model,
+        LanguageObjective,
+        settings,
+        precision=FLOAT32,
+        micro_batch_size=16,
+        batch_size=16,
+        rows=FullRows(64),
     )
     assert found == pytest.approx(storages.peak, rel=0.05)
 

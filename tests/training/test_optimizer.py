@@ -14,7 +14,7 @@ from gptlab.model.lora import LoraSettings, add_lora
 from gptlab.objectives.language import LanguageObjective
 from gptlab.settings import build
 from gptlab.training.loop import Engine, descend, gradients
-from gptlab.training.memory import LiveStorages, full_batch, predict_peak_bytes
+from gptlab.training.memory import FullRows, LiveStorages, predict_peak_bytes
 from gptlab.training.optimizer import Optimizer, OptimizerSettings, check_device
 
 SHAPE = GPTShape(vocab_size=31, context=8, n_layer=2, n_head=2, n_embd=8)
@@ -129,10 +129,16 @@ def test_8_bits_are_counted_by_the_trace_as_by_the_step():
         optimizer = Optimizer(model, settings)
         engine = Engine(model, LanguageObjective(), optimizer, torch.device("cpu"), float32, 1, 1.0)
         for _ in range(2):
-            gradients(engine, full_batch(1, 4))
+            gradients(engine, FullRows(4).batch(1))
             descend(engine)
     predicted = predict_peak_bytes(
-        lambda: GPT(WIDE), LanguageObjective, settings, precision=float32, micro_batch_size=1, batch_size=1, context=4
+        lambda: GPT(WIDE),
+        LanguageObjective,
+        settings,
+        precision=float32,
+        micro_batch_size=1,
+        batch_size=1,
+        rows=FullRows(4),
     )
     assert predicted == pytest.approx(storages.peak, rel=0.01)
 

@@ -1,4 +1,4 @@
-"""`gptlab evaluate`: a model's scores on held-out text, dialogues or labels, or on a published test."""
+"""`gptlab evaluate`: a model's scores on held-out text, dialogues, labels or pairs, or on a published test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gptlab.errors import UserError
+from gptlab.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MANY_ROWS = 20
 """Longer tables are left to --json."""
 
+SHOWN_ANSWERS = 3
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a run under --runs, or a name on the hub.")],
@@ -27,13 +30,16 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="RECIPE|KIND:PATH",
-            help="corpus:FILE, dialogues:FILE, labels:FILE, blimp, lambada, hellaswag, a recipe; else a run's own.",
+            help="corpus:, dialogues:, labels:, preferences:FILE, blimp, lambada, hellaswag, a recipe; else its run's.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Of a recipe: validation, test or train.")] = "validation",
-    answers: Annotated[int, typer.Option(min=0, help="Of dialogues: so many questions are answered.")] = 40,
+    answers: Annotated[int, typer.Option(min=0, help="Of dialogues: so many prompts are answered.")] = 40,
     reward: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A reward model, or default: it scores forty answers.")
+        str | None, typer.Option(metavar="MODEL", help="A reward model, or default: it scores what is answered.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What it was tuned from, say: both answer the same prompts.")
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of a classifier: what it says of each text, .csv .tsv .jsonl.")
@@ -50,6 +56,7 @@ def evaluate(
     """Loss and perplexity, per token and per word; of a dialogue model also what its answers are like.
 
     Of a classifier accuracy, Matthews' correlation and F1, with 95 % intervals, by class, and what was taken for what.
+    Of pairs how often the chosen answer has the higher reward, or is the likelier one.
     """
     if split not in ("train", "validation", "test"):
         raise UserError(f"--split {split}: wanted validation, test or train")
@@ -59,9 +66,9 @@ def evaluate(
 
     progress = Progress() if as_json else make_progress()
     found = lab.evaluate(
-        model, on=on, split=cast("Split", split), answers=answers, reward=reward, predictions=predictions,
-        checkpoint=parse_checkpoint(checkpoint), device=device, precision=cast("PrecisionName", precision),
-        seed=seed, runs=runs, progress=progress,
+        model, on=on, split=cast("Split", split), answers=answers, reward=reward, against=against,
+        predictions=predictions, checkpoint=parse_checkpoint(checkpoint), device=device,
+        precision=cast("PrecisionName", precision), seed=seed, runs=runs, progress=progress,
     )  # fmt: skip
     if as_json:
         print(json.dumps({"metrics": found.metrics}))
@@ -79,8 +86,10 @@ def evaluate(
             typer.echo(f"{title}: {len(rows)} rows, which --json has")
     if predictions:
         typer.echo(f"predictions in {predictions}")
-    for each in found.answers[:3]:
+    for each in found.answers[:SHOWN_ANSWERS]:
         typer.echo(f"  {each.whole}")
+    if "against" in found.metrics:
+        _side_by_side(found.metrics["against"])
 
 
 def _words(name: str, metrics: Mapping[str, Any]) -> str:
@@ -101,9 +110,13 @@ def _number(value: float) -> str:
 
 
 def _tables(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """(title, columns, rows) of the scores by class or by group, and of the confusion matrix."""
+    """(title, columns, rows) of the scores by class or by group, of the confusion matrix, of how well a reward's
+    differences are calibrated, and of a comparison."""
+    special = {"calibration": _calibration, "against": _comparison}
     for name, groups in metrics.items():
-        if isinstance(groups, Mapping):
+        if name in special:
+            yield special[name](groups)
+        elif isinstance(groups, Mapping):
             scores = {group: of if isinstance(of, Mapping) else {"accuracy": of} for group, of in groups.items()}
             columns = ["", *next(iter(scores.values()))]
             yield name.replace("_", " "), columns, [[group, *map(_number, of.values())] for group, of in scores.items()]
@@ -111,3 +124,49 @@ def _tables(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[l
         labels = list(metrics["per_class"])
         rows = zip(labels, metrics["confusion"], strict=True)
         yield "confusion", ["true \\ predicted", *labels], [[label, *map(_number, row)] for label, row in rows]
+
+
+def _calibration(found: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    rows = [
+        [
+            f"{each['low']:.2f} to {each['high']:.2f}",
+            *(_number(each[name]) for name in ("pairs", "confidence", "accuracy")),
+        ]
+        for each in found["bins"]
+    ]
+    return f"calibration, error {_number(found['error'])}", ["confidence", "pairs", "mean", "accuracy"], rows
+
+
+def _comparison(found: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Before and after, with 95 % intervals in parentheses."""
+    rows = []
+    if reward := found.get("reward"):
+        difference = f"{reward['difference']:+.4f} ({reward['low']:+.4f} to {reward['high']:+.4f})"
+        rows.append(["reward", _with_interval("before", reward), _with_interval("after", reward), difference])
+        rows.append(["win rate", "", _with_interval("win_rate", found), f"{_number(found['ties'])} ties"])
+    measured = {"answer tokens": found["answer_tokens"], "ended": found["ended"]}
+    if other := found.get("other_text"):
+        measured[f"perplexity, {other['name']}"] = other["perplexity"]
+    for name, of in measured.items():
+        rows.append([name, _number(of["before"]), _number(of["after"]), f"{of['after'] - of['before']:+.4f}"])
+    rows.append(["KL, nats a token", "", _number(found["kl"]), ""])
+    title = f"against {found['start']}, {_number(found['prompts'])} prompts"
+    return title, ["", "before", "after", "difference"], rows
+
+
+def _with_interval(name: str, scores: Mapping[str, Any]) -> str:
+    return f"{_number(scores[name])} ({_number(scores[f'{name}_low'])} to {_number(scores[f'{name}_high'])})"
+
+
+def _side_by_side(found: Mapping[str, Any]) -> None:
+    """The first prompts, with the answers of both models beside each other."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 1, 0), expand=True)
+    for name in ("prompt", "before", "after"):
+        table.add_column(name, ratio=1, overflow="fold")
+    for each in found["answers"][:SHOWN_ANSWERS]:
+        table.add_row(*(Text(printable(each[name])) for name in ("prompt", "before", "after")))
+    Console(highlight=False, markup=False).print(table)

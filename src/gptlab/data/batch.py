@@ -20,16 +20,18 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step, or of one micro-batch of it.
+    """Rows of one step, or of one micro-batch of it. A row is one sequence of tokens; or a pair of them, which no
+    micro-batch separates, and then two follow each other: the chosen one, the rejected one.
 
-    tokens:    (rows, time) int64, padded on the right with 0
-    targets:   (rows, time) int64, IGNORE where nothing is learned
+    tokens:    (rows, time), of pairs (2 · rows, time), int64, padded on the right with 0
+    targets:   of the same shape, int64, IGNORE where nothing is learned
     positions: (n,) int64, the flat indices of the supervised positions. They are found on the host, so
                that the head can select them on a GPU without waiting for it.
     rows:      (rows,) int64, which rows of the data these are
     weight:    the number of items the objective's sums are over: supervised tokens; texts, where a row's class stands
-               at its last token alone
+               at its last token alone; pairs
     values:    what was computed once for each row, by name: (rows, …)
+    pairs:     whether a row is a pair
     """
 
     tokens: Tensor
@@ -38,9 +40,10 @@ class Batch:
     rows: Tensor
     weight: float
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    pairs: bool = False
 
     def __len__(self) -> int:
-        return self.tokens.shape[0]
+        return self.rows.shape[0]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; asynchronous from pinned memory."""
@@ -52,7 +55,7 @@ class Batch:
 
         tokens, targets, positions = there(self.tokens), there(self.targets), there(self.positions)
         values = {name: there(value) for name, value in self.values.items()}
-        return Batch(tokens, targets, positions, self.rows, self.weight, values)
+        return replace(self, tokens=tokens, targets=targets, positions=positions, values=values)
 
     def split(self, micro_batch_size: int) -> Iterator[Batch]:
         """Consecutive micro-batches of at most `micro_batch_size` rows, each cut to its own longest row. Rows that come
@@ -61,18 +64,24 @@ class Batch:
         for start in range(0, len(self), micro_batch_size):
             for length in _even_lengths(lengths[start : start + micro_batch_size]):
                 part = slice(start, start + length)
+                sequences = slice(2 * start, 2 * (start + length)) if self.pairs else part
                 values = {name: value[part] for name, value in self.values.items()}
-                yield make_batch(self.tokens[part], self.targets[part], self.rows[part], values)
+                tokens, targets = self.tokens[sequences], self.targets[sequences]
+                yield make_batch(tokens, targets, self.rows[part], values, pairs=self.pairs)
                 start += length
 
     def _lengths(self) -> np.ndarray:
-        """Positions of each row up to its last supervised one, (rows,)."""
+        """Positions of each row up to its last supervised one, of a pair those of the longer, (rows,)."""
         supervised = self.targets.numpy() != IGNORE
-        return np.where(supervised.any(axis=1), supervised.shape[1] - supervised[:, ::-1].argmax(axis=1), 1)
+        lengths = np.where(supervised.any(axis=1), supervised.shape[1] - supervised[:, ::-1].argmax(axis=1), 1)
+        return lengths.reshape(len(self), -1).max(axis=1, initial=0)
 
 
-def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor, values: Mapping[str, Tensor] | None = None) -> Batch:
-    """A batch of (rows, time) tokens and targets whose weight is the supervised positions.
+def make_batch(
+    tokens: Tensor, targets: Tensor, rows: Tensor, values: Mapping[str, Tensor] | None = None, *, pairs: bool = False
+) -> Batch:
+    """A batch of (rows, time) tokens and targets whose weight is the supervised positions; or of `pairs`, (2 · rows,
+    time), whose weight is their number.
 
     Columns in which no row learns anything any more are cut off, but for a few: causal attention never looks there.
     """
@@ -81,7 +90,8 @@ def make_batch(tokens: Tensor, targets: Tensor, rows: Tensor, values: Mapping[st
     time = -(-(int(learned[-1]) + 1 if len(learned) else 1) // COLUMNS) * COLUMNS
     tokens, targets, supervised = tokens[:, :time], targets[:, :time], supervised[:, :time]
     positions = supervised.reshape(-1).nonzero().squeeze(1)
-    return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, float(len(positions)), values or {})
+    weight = float(len(rows) if pairs else len(positions))
+    return Batch(tokens.contiguous(), targets.contiguous(), positions, rows, weight, values or {}, pairs)
 
 
 SPARED = 0.15
@@ -105,22 +115,26 @@ def _even_lengths(lengths: np.ndarray) -> list[int]:
     return [*_even_lengths(lengths[:cut]), *_even_lengths(lengths[cut:])]
 
 
-def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], numbers: Sequence[int]) -> Batch:
-    """One batch of rows `(ids, targets)` of different lengths, padded on the right; `numbers` name them."""
+def pad_rows(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], numbers: Sequence[int], *, pairs: bool = False
+) -> Batch:
+    """One batch of rows `(ids, targets)` of different lengths, padded on the right; `numbers` name them. Of `pairs`
+    there are two for each number, the chosen and the rejected one."""
     time = max(len(ids) for ids, _ in rows)
     tokens = np.zeros((len(rows), time), dtype=np.int64)
     targets = np.full((len(rows), time), IGNORE, dtype=np.int64)
     for r, (ids, wanted) in enumerate(rows):
         tokens[r, : len(ids)] = ids
         targets[r, : len(wanted)] = wanted
-    return make_batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.as_tensor(numbers, dtype=torch.int64))
+    named = torch.as_tensor(numbers, dtype=torch.int64)
+    return make_batch(torch.from_numpy(tokens), torch.from_numpy(targets), named, pairs=pairs)
 
 
 class Rows(Protocol):
     """What training and validation read: rows that can be had by number.
 
     context: the length of the longest row
-    scored:  the items that an objective's sums are over: supervised tokens, or texts
+    scored:  the items that an objective's sums are over: supervised tokens, texts, or pairs
     """
 
     @property

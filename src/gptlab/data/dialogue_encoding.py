@@ -92,10 +92,7 @@ class DialogueEncoder:
         whole = self._encode(messages)
         if self._fits(whole):
             return whole
-        head = [message for message in messages if message.role == "system"]
-        beginnings = [place for place, message in enumerate(messages) if message.role == "user" and place > len(head)]
-        # The later it begins, the shorter it is.
-        tails = [[*head, *messages[place:]] for place in beginnings]
+        tails = tails_of(messages)
         first = bisect_left(tails, True, key=lambda tail: self._fits(self._encode(tail)))
         if first == len(tails):
             return Row(messages, whole.ids[:0], whole.learned[:0], whole.length, too_long=True)
@@ -122,6 +119,14 @@ class DialogueEncoder:
             end = int(learned.nonzero()[0][-1]) + 1  # what a template writes behind the last answer is no use
             ids, learned = ids[:end], learned[:end]
         return Row(messages, ids, learned, len(ids) - 1)
+
+
+def tails_of(messages: Sequence[Message]) -> list[list[Message]]:
+    """A dialogue's ends, each from one of its user's turns on but the first, after its system message: the later it
+    begins, the shorter it is."""
+    head = [message for message in messages if message.role == "system"]
+    beginnings = [place for place, message in enumerate(messages) if message.role == "user" and place > len(head)]
+    return [[*head, *messages[place:]] for place in beginnings]
 
 
 def _start_of_last(learned: np.ndarray) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
 
 from gptlab.data.batch import IGNORE, Batch, Rows, pad_rows
-from gptlab.data.examples import first_that_fits, spelled
+from gptlab.data.examples import first_that_fits, marked
 from gptlab.data.row_file import RowFile
 from gptlab.text.dialogue import Message
 from gptlab.text.tokenizer import Tokenizer
@@ -49,26 +47,14 @@ class DialogueRows:
 
     def prompts(self, n: int) -> list[tuple[list[Message], str]]:
         """At most `n` dialogues, evenly chosen: each as far as its last answer, and that answer."""
-        dialogues = self.file.dialogues
-        chosen = np.linspace(0, len(dialogues) - 1, min(n, len(dialogues))).astype(int)
-        return [(dialogues[number][:-1], dialogues[number][-1].content) for number in chosen]
+        return self.file.prompts(n)
 
     def example(self, tokenizer: Tokenizer, characters: int = 1200) -> str:
         """One of the first rows as text, its tokens divided by ·, those that are learned in ⟦…⟧."""
-        texts = (self._marked(row, tokenizer) for row in range(min(ROWS_LOOKED_AT, self.file.info.rows)))
+        texts = (marked(*self.file.row(row), tokenizer) for row in range(min(ROWS_LOOKED_AT, self.file.info.rows)))
         return first_that_fits(texts, characters)
 
     def _row(self, number: int) -> tuple[Sequence[int], Sequence[int]]:
         """(ids, targets), each a position for every token but the last."""
-        row = slice(self.file.starts[number], self.file.starts[number + 1])
-        tokens, learned = self.file.tokens[row].astype(np.int64), self.file.learned[row]
+        tokens, learned = self.file.row(number)
         return tokens[:-1].tolist(), np.where(learned[1:], tokens[1:], IGNORE).tolist()
-
-    def _marked(self, number: int, tokenizer: Tokenizer) -> str:
-        row = slice(self.file.starts[number], self.file.starts[number + 1])
-        texts = spelled(self.file.tokens[row].tolist(), tokenizer)
-        runs = []
-        for is_learned, run in groupby(zip(self.file.learned[row].tolist(), texts, strict=True), key=itemgetter(0)):
-            text = "·".join(text for _, text in run if text)
-            runs.append(f"⟦{text}⟧" if is_learned else text)
-        return "·".join(runs)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from gptlab.data.conversations import COLUMNS, OPTIONAL, BadRow, Format, read_messages
 from gptlab.data.places import PlaceSettings
+from gptlab.data.python_questions import EMBEDDED_QUESTIONS, questions_of
 from gptlab.data.readers import PLAIN, TABLES, format_of, read_lines
 from gptlab.data.record_sources import RecordSource
 from gptlab.data.tables import Record, read_hub_records, read_records
@@ -25,6 +26,9 @@ Columns = str | Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 class DialogueSourceSettings(PlaceSettings):
     """One `[[data.sources]]` of dialogues."""
 
+    PLACES: ClassVar[tuple[str, ...]] = ("path", "hub", "embedded")
+
+    embedded: EMBEDDED_QUESTIONS | None = None
     format: Format | None = None
     """Without it the columns tell which it is (their names, or those that `columns` gives); a file of text is
     DailyDialog's."""
@@ -43,6 +47,8 @@ class DialogueSourceSettings(PlaceSettings):
                 raise ValueError(f"columns.{key}: {self.format or 'a format'} has {there}{nearest(key, known)}")
             if key != "turns" and not isinstance(column, str):
                 raise ValueError(f"columns.{key}: wanted one column; only turns may stand in several")
+        if self.embedded is not None and (self.format or self.columns):
+            raise ValueError("format and columns belong to files and the hub; embedded questions are read as they are")
         if self.format == "dailydialog" and self.hub is not None:
             raise ValueError('format = "dailydialog" is text files; a data set on the hub has lists: format = "turns"')
         return self
@@ -64,7 +70,7 @@ class DialogueSource(RecordSource):
                 if self.bad.total == self.records == ALL_BAD:
                     return
                 continue
-            if settings.hub is not None:
+            if settings.path is None:
                 self.bytes_read += sum(len(message.content.encode()) for message in messages)
             yield messages
             given += 1
@@ -80,6 +86,8 @@ class DialogueSource(RecordSource):
         """The settings' format, else the first whose columns the source has. DataError where it has those of none."""
         if self.settings.format is not None:
             return self.settings.format
+        if self.embedded is not None:
+            return "prompt-response"
         if named := next((each for each, keys in COLUMNS.items() if self.settings.columns.keys() & keys), None):
             return named
         if self.settings.path is not None and format_of(self.files[0]) in PLAIN:
@@ -112,6 +120,10 @@ class DialogueSource(RecordSource):
         needed, optional = self._column_names(required=True), self._column_names(required=False)
         if settings.hub is not None:
             yield from read_hub_records(self.table, needed)
+            return
+        if settings.embedded is not None:
+            for number, each in enumerate(questions_of(settings.embedded), start=1):
+                yield Record({"prompt": each.question, "response": each.right}, settings.embedded, "question", number)
             return
         for path, format, progress in self.files_in_turn():
             if (format in PLAIN) != (self.format == "dailydialog"):

@@ -16,16 +16,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gptlab.data.dialogue_cache import prepared
 from gptlab.data.dialogue_counts import DialogueCounts as DialogueCounts
 from gptlab.data.dialogue_counts import warnings_about
-from gptlab.data.dialogue_encoding import DialogueEncoder, Learn
+from gptlab.data.dialogue_encoding import Learn
 from gptlab.data.dialogue_preparing import DialoguePreparation
 from gptlab.data.dialogue_rows import DialogueRows
 from gptlab.data.dialogue_sources import DialogueSource, DialogueSourceSettings
 from gptlab.data.divided import DividedSettings, Part, SplitSettings, parts_of
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.record_sources import BAD_ROWS
+from gptlab.data.row_cache import prepared
 from gptlab.data.row_file import RowFile
 from gptlab.data.splitting import Shares, Split
 from gptlab.data.windows import ScoredWindows, TrainingWindows
@@ -101,12 +101,12 @@ def prepare_dialogues(
     GptlabError where the cache cannot be written.
     """
     template.end_id(tokenizer)
-    encoder = DialogueEncoder(template, tokenizer, settings.learn, settings.history, None if settings.pack else context)
     preparation = DialoguePreparation(
-        parts_of(settings, DialogueSource), settings.splits(), encoder, settings.keyed_shares(seed), settings.bad_rows,
-        settings.overlap, on_progress,
+        parts=parts_of(settings, DialogueSource), splits=settings.splits(), template=template, tokenizer=tokenizer,
+        context=None if settings.pack else context, shares=settings.keyed_shares(seed), bad_rows=settings.bad_rows,
+        overlap=settings.overlap, on_progress=on_progress, learn=settings.learn, history=settings.history,
     )  # fmt: skip
-    found = prepared(preparation, cache)
+    found = prepared(preparation, "dialogues", DialogueCounts, cache)
     rows = {split: _rows(split, file, settings, context, seed) for split, file in found.files.items()}
     limits = {part.name: part.source.settings.limit_dialogues for part in preparation.parts if part.split == "train"}
     return Dialogues(
@@ -126,10 +126,13 @@ def read_all(
 ) -> DialogueRows:
     """All dialogues of a source, to be scored: whole, each answer learned. Errors as `prepare_dialogues`."""
     template.end_id(tokenizer)
-    encoder = DialogueEncoder(template, tokenizer, "answers", 0, context)
     part = Part(DialogueSource(source).name, DialogueSource(source), "validation")
-    preparation = DialoguePreparation([part], ["validation"], encoder, Shares(), BAD_ROWS, "error", on_progress)
-    return DialogueRows(prepared(preparation, cache).files["validation"], context)
+    preparation = DialoguePreparation(
+        parts=[part], splits=["validation"], template=template, tokenizer=tokenizer, context=context, shares=Shares(),
+        bad_rows=BAD_ROWS, overlap="error", on_progress=on_progress, learn="answers", history=0,
+    )  # fmt: skip
+    found = prepared(preparation, "dialogues", DialogueCounts, cache)
+    return DialogueRows(found.files["validation"], context)
 
 
 def _rows(split: Split, file: RowFile, settings: DialogueSettings, context: int, seed: int) -> DialogueRows:

@@ -1,10 +1,11 @@
-"""Places: where a source's records are, in files or in a data set on the hub; and what a recipe says of that."""
+"""Places: where a source's records are, in files, on the hub, or in Python itself; and what a recipe says of that."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,22 +72,24 @@ SourceList = Annotated[tuple[P, ...], Field(strict=False, min_length=1), AfterVa
 
 
 class Place:
-    """The files or the data set that some settings mean. Making one reads nothing.
+    """What some settings mean: files, a data set, or a text that every Python carries. Making one reads nothing.
 
     bytes_read: bytes read so far, of the files on disk (of the text, where there are none)
+    embedded:   the name of what Python carries, None for another place
     """
 
     def __init__(self, settings: PlaceSettings) -> None:
         self.settings = settings
+        self.embedded: str | None = getattr(settings, "embedded", None)  # not every kind of source has it
         self.bytes_read = 0
 
     @property
     def name(self) -> str:
-        """The name given, else that of the file or folder, the glob, or the data set."""
+        """The name given, else that of the file or folder, the glob, the data set, or the embedded text."""
         settings = self.settings
         if settings.path is not None and settings.name is None:
             return settings.path if glob.has_magic(settings.path) else Path(settings.path).resolve().name
-        return settings.name or settings.hub or ""
+        return settings.name or settings.hub or self.embedded or ""
 
     @cached_property
     def files(self) -> list[Path]:
@@ -116,7 +119,7 @@ class Place:
 
     def fingerprint(self) -> str:
         """16 hex digits that change when the settings or the records do: files by name, size and time of change, the
-        hub by its commit."""
+        hub by its commit, what Python carries by Python's version."""
         return hashlib.sha256(json.dumps([plain(self.settings), self._state()]).encode()).hexdigest()[:16]
 
     def bytes_total(self) -> int | None:
@@ -124,6 +127,8 @@ class Place:
         return sum(path.stat().st_size for path in self.files) if self.settings.path is not None else None
 
     def _state(self) -> object:
+        if self.embedded is not None:
+            return platform.python_version()
         if self.settings.path is None:
             return self.revision
         stats = [(path.as_posix(), path.stat()) for path in self.files]

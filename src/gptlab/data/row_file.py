@@ -1,4 +1,4 @@
-"""Rows of dialogues on disk: for each split four files beside counts.json, read through the page cache.
+"""Rows on disk, of dialogues or of pairs: for each split four files beside counts.json, read through the page cache.
 
     SPLIT.tokens    uint16 where the vocabulary has at most 65,536 entries, else uint32: all rows, one after the other
     SPLIT.learned   bytes 0 and 1: whether a token is one that is predicted
@@ -89,6 +89,16 @@ class RowFile:
         """Count and CRC-32 of tokens, learned and starts: the same rows, wherever and whenever prepared."""
         return "-".join([str(self.count), *(f"{crc32:08x}" for crc32 in self.info.crc32s[:3])])
 
+    def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64 ids of a row, and (n,) bool, whether each is one that is predicted."""
+        row = slice(self.starts[number], self.starts[number + 1])
+        return self.tokens[row].astype(np.int64), self.learned[row]
+
+    def prompts(self, n: int) -> list[tuple[list[Message], str]]:
+        """At most `n` of the dialogues, evenly chosen: each as far as its last answer, and that answer."""
+        chosen = np.linspace(0, len(self.dialogues) - 1, min(n, len(self.dialogues))).astype(int)
+        return [(self.dialogues[number][:-1], self.dialogues[number][-1].content) for number in chosen]
+
     @cached_property
     def dialogues(self) -> list[list[Message]]:
         """At most KEPT_PROMPTS of the dialogues, in their order, each ending with an answer."""
@@ -166,7 +176,7 @@ class RowFileWriter:
 
 
 def _verify(path: Path, size: int, crc32: int) -> None:
-    again = "Delete its folder and prepare the dialogues again."
+    again = "Delete its folder and prepare the data again."
     try:
         found, crc = path.stat().st_size, 0
         with path.open("rb") as file:

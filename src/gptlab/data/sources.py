@@ -5,16 +5,15 @@ A source is files (one, a glob, a folder), a data set on the hub, or the documen
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from gptlab.data.documents import Rule, cut
 from gptlab.data.places import Place, PlaceSettings, is_used
-from gptlab.data.python_docs import python_docs
+from gptlab.data.python_docs import EMBEDDED_DOCS, docs_of
 from gptlab.data.readers import PLAIN, read_blocks
 from gptlab.data.tables import Texts, read_hub, read_table
 from gptlab.errors import DataError
@@ -25,7 +24,7 @@ class SourceSettings(PlaceSettings):
 
     PLACES: ClassVar[tuple[str, ...]] = ("path", "hub", "embedded")
 
-    embedded: Literal["python-docs"] | None = None
+    embedded: EMBEDDED_DOCS | None = None
     column: str = "text"
     """The column of a table (.jsonl .csv .tsv .parquet, hub) that is read."""
     document: Rule = "file"
@@ -65,11 +64,6 @@ class Source(Place):
         super().__init__(settings)
         self.documents_empty = 0
 
-    @property
-    def name(self) -> str:
-        """The name given, else that of the place, or of the embedded text."""
-        return super().name or str(self.settings.embedded)
-
     def documents(self) -> Iterator[str]:
         """The documents, streaming. DataError where something cannot be read, or nothing comes out."""
         settings = self.settings
@@ -90,10 +84,6 @@ class Source(Place):
             none = f"share = {settings.share} keeps none of its {found} documents" if found else none
             raise DataError(f"source {self.name!r} yields nothing: {none}. Mend it or take it out.")
 
-    def _state(self) -> object:
-        """Of python-docs, the version of Python."""
-        return super()._state() if self.settings.embedded is None else platform.python_version()
-
     def _all_documents(self) -> Iterator[str]:
         for text in self._texts():
             for document in cut(text, self.settings.document, self.settings.pattern):
@@ -109,8 +99,8 @@ class Source(Place):
             yield from self._texts_of_files()
         elif settings.hub is not None:
             yield from self._texts_of_table(self._counted(read_hub(self.table, settings.column)))
-        else:
-            yield from ((text or "",) for text in self._counted(text for _, text in python_docs()))
+        elif settings.embedded is not None:
+            yield from ((text or "",) for text in self._counted(text for _, text in docs_of(settings.embedded)))
 
     def _texts_of_files(self) -> Iterator[Iterable[str]]:
         for path, format, progress in self.files_in_turn():

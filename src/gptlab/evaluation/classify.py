@@ -10,11 +10,10 @@ import numpy as np
 from gptlab.data.label_rows import LabelRows, encode_texts, rows_of_texts
 from gptlab.data.labels import LabelSettings
 from gptlab.device import PrecisionName, pick_precision
-from gptlab.errors import UserError
 from gptlab.evaluation.classification_scores import class_logits
 from gptlab.evaluation.predictions import probabilities
 from gptlab.evaluation.scores import rows_at_once
-from gptlab.run.open import OpenModel
+from gptlab.run.open import OpenModel, require_task
 from gptlab.run.run import RECIPE
 from gptlab.settings import read_toml
 from gptlab.text.tokenizer import Tokenizer
@@ -50,10 +49,11 @@ def classify(
     A text longer than the model's context loses its end, as in training. In float32 a text's probabilities do not
     depend on the texts beside it (to rounding). `on_batch(done, total)` is told how many texts have been read.
 
-    UserError where the model is no classifier; DataError where there are no texts, or one is empty, with its number.
+    UserError where the model is no classifier, also where it is a reward model; DataError where there are no texts, or
+    one is empty, with its number.
     """
-    if model.labels is None:
-        raise UserError(f"{model.name}: is a language model and has no classes; name a classifier")
+    require_task("classification", model.name, model.labels)
+    assert model.labels is not None
     parts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     tokenizer, context = model.require_tokenizer(), model.model.shape.context
     separator = separator_of(model) if separator is None else separator

@@ -1,4 +1,5 @@
-"""How much a reward model likes answers: any of Hugging Face's with one output, or another with the same method."""
+"""How much a reward model likes answers: one that the lab trained, any of Hugging Face's with one output, or another
+with the same method."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import torch
 
 from gptlab.device import pick_device
 from gptlab.errors import ModelError, UserError
+from gptlab.evaluation.own_reward import LabReward
 from gptlab.hub import download_files, is_hub_name
+from gptlab.model.adapter import is_adapter
+from gptlab.model.classifier import REWARD
+from gptlab.model.folder import read_labels
+from gptlab.model.rnn_files import is_rnn
+from gptlab.run.checkpoint import MANIFEST
+from gptlab.run.open import find_model, open_model
 from gptlab.text.dialogue import Message
 
 DEFAULT_REWARD = "OpenAssistant/reward-model-deberta-v3-large-v2"
@@ -35,6 +43,28 @@ class RewardModel(Protocol):
     def score(self, conversations: Sequence[Sequence[Message]]) -> np.ndarray:
         """A score (n,) float64 for each conversation, which ends with the assistant's turn to be scored."""
         ...
+
+
+def open_reward(name: str | Path, device: torch.device | str = "auto", runs: Path = Path("runs")) -> RewardModel:
+    """The reward model of this name: a folder, a run under `runs`, a name on the hub; "default" is DEFAULT_REWARD.
+
+    One that the lab trained (a checkpoint, or what was exported of one), any RNN and any adapter is a `LabReward`. All
+    others are read by transformers (`HuggingFaceReward`), a GPT-2 too: where in a conversation a reward stands is its
+    trainer's choice, and others made that one (TRL: at the last token that is no padding, of all that the template
+    writes).
+
+    Errors as `find_model`, and those of the two; UserError where a model of the lab's is no reward model.
+    """
+    name = str(name)
+    if name != "default" and _is_the_labs(find_model(name, runs=runs, kind_only=True)):
+        return LabReward(open_model(name, device=device, runs=runs, task="reward"))
+    return HuggingFaceReward(name, device)
+
+
+def _is_the_labs(folder: Path) -> bool:
+    if is_adapter(folder) or is_rnn(folder) or (folder / MANIFEST).is_file():
+        return True
+    return read_labels(folder) == REWARD
 
 
 class HuggingFaceReward:

@@ -21,7 +21,7 @@ from gptlab.hub import is_hub_name
 from gptlab.model.build import parameter_count
 from gptlab.model.classifier import new_model
 from gptlab.model.huggingface import read_shape
-from gptlab.report import markdown, tables, tuning_tables
+from gptlab.report import comparison_tables, markdown, pair_tables, tables, tuning_tables
 from gptlab.report.facts import gather
 from gptlab.report.table import Pairs, Table, pairs
 from gptlab.run.run import Run
@@ -49,6 +49,7 @@ def write_card(folder: Path, source: Source, kind: Kind, *, place: str) -> None:
         "file": GGUF_FILE,
         "model": {"kind": "gpt", **asdict(shape)},
         "parameters": parameters,
+        "task": source.task,
         "labels": source.labels,
         "base": source.base_name,
         "template": source.template,
@@ -68,7 +69,10 @@ def _facts(run: Run, checkpoint: Path) -> dict[str, Any]:
         **facts,
         "exported_step": int(checkpoint.name),
         "tuning_pairs": tuning_tables.tuning(facts),
+        "objective_pairs": pair_tables.objective(facts),
         "score_table": tables.scores(facts),
+        "comparison_table": comparison_tables.table(facts),
+        "comparison_sentences": comparison_tables.sentences(facts),
         "reward_table": tuning_tables.rewards(facts),
         "sampling_words": tables.sampling(facts),
         "source_table": tables.sources(facts),
@@ -80,12 +84,16 @@ def _facts(run: Run, checkpoint: Path) -> dict[str, Any]:
 
 def _front_matter(source: Source, kind: Kind) -> dict[str, str | list[str]]:
     """The fields that the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
-    tags = {"gptlab": True, "gpt2": True, "conversational": source.template is not None, "lora": kind == "adapter"}
+    writes = source.task == "language"
+    tags = {
+        "gptlab": True, "gpt2": True, "conversational": writes and source.template is not None,
+        "reward-model": source.task == "reward", "lora": kind == "adapter",
+    }  # fmt: skip
     library = {"model": "transformers", "adapter": "peft", "gguf": "gguf"}
     base, datasets = _base_model(source), _datasets(source.run.recipe) if source.run else []
     return {
         "library_name": library[kind],
-        "pipeline_tag": "text-generation" if source.labels is None else "text-classification",
+        "pipeline_tag": "text-generation" if writes else "text-classification",
         "tags": [tag for tag, fits in tags.items() if fits],
         **({"base_model": base} if base else {}),
         **({"datasets": datasets} if datasets else {}),

@@ -58,7 +58,7 @@ def _transformers_reader(folder: Path, source: Source, base: Path | None) -> Rea
     """`base`: that of an adapter, None of a whole model."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    kind = AutoModelForCausalLM if source.labels is None else AutoModelForSequenceClassification
+    kind = AutoModelForCausalLM if source.task == "language" else AutoModelForSequenceClassification
     classes = dict(enumerate(source.labels or ()))
     if base is None:
         model: Any = kind.from_pretrained(folder)

@@ -1,6 +1,7 @@
 """Is a copy the model it is a copy of? Both are asked the same, and have to say the same.
 
-Asked are a few texts: the logits over each, and what is written after it greedily; a classifier says its logits alone.
+Asked are a few texts: the logits over each, and what is written after it greedily; a classifier says its logits alone,
+a reward model its reward.
 The model itself, and each program that reads a copy, is a `Reader`.
 """
 

@@ -21,6 +21,7 @@ from gptlab.export.gguf import GGUF_FILE, gguf_fields, require_gguf, verify_gguf
 from gptlab.export.source import Source, find_source
 from gptlab.hub import check_upload, is_hub_name, upload_folder
 from gptlab.model.adapter import is_adapter
+from gptlab.model.classifier import KINDS
 from gptlab.model.gpt import GPT
 from gptlab.model.lora import merge_lora
 from gptlab.run.checkpoint import save_parts
@@ -60,9 +61,9 @@ def export_model(
     """Writes a model (see `find_model`) for others, in float32, and reads it again before it says so.
 
     to:     a new folder, or an empty one
-    format: "huggingface", a folder that transformers' AutoModelForCausalLM (AutoModelForSequenceClassification, if it
-            is a classifier) and AutoTokenizer load, an adapter a folder that PEFT loads; or "gguf", a folder with a
-            file that llama.cpp loads, of which an adapter is always merged
+    format: "huggingface", a folder that transformers' AutoModelForCausalLM (of a classifier or a reward model
+            AutoModelForSequenceClassification) and AutoTokenizer load, an adapter a folder that PEFT loads; or "gguf",
+            a folder with a file that llama.cpp loads, of which an adapter is always merged
     merge:  an adapter and its base become one model, once their logits have been compared
     push:   OWNER/NAME on the hub, where the folder is put too; made, and private, where there is none
     say:    is told what is being done
@@ -80,8 +81,10 @@ def export_model(
         require_gguf()
     say(f"finding {model}")
     source = find_source(str(model), runs=runs, checkpoint=checkpoint)
-    if format == "gguf" and source.labels is not None:
-        raise ModelError(f"{model}: is a classifier, and llama.cpp's GPT-2 can only write; export it as huggingface")
+    if format == "gguf" and source.task != "language":
+        raise ModelError(
+            f"{model}: is {KINDS[source.task]}, and llama.cpp's GPT-2 can only write; export it as huggingface"
+        )
     if merge and source.base is None:
         raise UserError(f"{model} is a whole model, no adapter: there is nothing to merge")
     merge = source.base is not None and (merge or format == "gguf")

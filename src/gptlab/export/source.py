@@ -8,6 +8,7 @@ from pathlib import Path
 from gptlab.errors import ModelError, TokenizerError
 from gptlab.hub import is_hub_name
 from gptlab.model.adapter import adapter_base, is_adapter
+from gptlab.model.classifier import Task, task_of
 from gptlab.model.folder import read_labels
 from gptlab.model.gpt import GPT
 from gptlab.model.rnn_files import is_rnn
@@ -24,7 +25,7 @@ class Source:
     name:     the run's, else what it was called by, without what stands before it
     folder:   where it is
     template: how it is talked to; None for a base model
-    labels:   of a classifier, in the order of its logits; None for a language model
+    labels:   of a classifier, in the order of its logits, of a reward model its one; None for a language model
     base:     of an adapter, the folder of the model that it adds to; None for a whole model
     run:      the run that it is a checkpoint of; None where it is no run's
     runs:     where runs are
@@ -38,6 +39,11 @@ class Source:
     base: Path | None
     run: Run | None
     runs: Path
+
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        return task_of(self.labels)
 
     @property
     def end_id(self) -> int:

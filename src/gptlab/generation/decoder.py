@@ -26,8 +26,15 @@ from gptlab.generation.precision import with_rounded_products
 from gptlab.kernels import native
 from gptlab.kernels.decode import Decode, Precision, check_precision
 from gptlab.model.cache import KeyValueCache
+from gptlab.model.classifier import KINDS, Task, labels_of, task_of
 from gptlab.model.gpt import GPT, MLP, Attention, Block
 from gptlab.model.rnn import RNN, RecurrentState
+
+INSTEAD: dict[Task, str] = {
+    "classification": "gptlab.classify asks it",
+    "reward": "as evaluate's reward, or samples.reward in a recipe, it scores what another model answers",
+}
+"""What to do with a model that does not write."""
 
 
 class Decoder:
@@ -35,7 +42,8 @@ class Decoder:
 
     It is made for the model as it is: after training goes on, or a hook was put on it, make another. With float32
     nothing is copied; bfloat16 and int8 keep a half and a quarter of the products' bytes beside the model. Threads may
-    share one whose model is in eval mode. UserError for a precision that there is not; an RNN has float32 alone.
+    share one whose model is in eval mode. UserError for a model that does not write, and for a precision that there is
+    not; an RNN has float32 alone.
 
     context: how long a text can get before its beginning must go
     native:  the C++ step, or None where torch makes it
@@ -43,6 +51,8 @@ class Decoder:
     """
 
     def __init__(self, model: GPT | RNN, precision: Precision = "float32") -> None:
+        if (task := task_of(labels_of(model))) != "language":
+            raise UserError(f"the model is {KINDS[task]} and writes no text; {INSTEAD[task]}")
         self.model, self.precision = model, check_precision(precision)
         self.context, self.reason = sys.maxsize, ""
         self.native: Decode | None = None

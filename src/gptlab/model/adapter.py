@@ -1,5 +1,5 @@
 """PEFT's folder of an adapter, read and written: adapter_config.json and adapter_model.safetensors; beside them, of a
-classifier, labels.json: PEFT has no place for the names of classes.
+classifier or a reward model, labels.json: PEFT has no place for the names of classes.
 
 What is learned stands in it under PEFT's names: A and B of every target, biases, modules_to_save, and the rows of new
 tokens (trainable_token_indices). A and B lie as they do here; a linear weight that is learned whole is turned round, as
@@ -69,14 +69,18 @@ def adapter_vocab_size(folder: Path) -> int | None:
 
 
 def adapter_labels(folder: Path) -> tuple[str, ...] | None:
-    """The labels of a classifier's adapter, in the order of its logits; None for a language model's.
+    """The labels of a classifier's adapter, in the order of its logits, a reward model's one; None for a language
+    model's.
 
     Where labels.json is missing, as it is beside PEFT's own, they are numbered as transformers does. ModelError where
     they cannot be read.
     """
-    if read_json(folder / CONFIG).get("task_type") != CLASSIFIER:
+    config, file = read_json(folder / CONFIG), folder / LABELS
+    task = config.get("task_type")
+    if task is None and "score" in saved_modules(config):
+        task = CLASSIFIER  # PEFT was only told to save the head, as TRL advises for reward models
+    if task != CLASSIFIER:
         return None
-    file = folder / LABELS
     if file.is_file():
         labels = read_json(file).get("labels")
     else:

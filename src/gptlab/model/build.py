@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptlab.model.classifier import new_model
+from gptlab.model.classifier import HEADS, new_model
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import trainable_counts
 from gptlab.model.rnn import RNN, RNNShape
@@ -134,7 +134,8 @@ def flops_per_token(model: GPT | RNN) -> float:
 
     6 for each weight that a token is multiplied with (2 forward, 4 backward), in a GPT 12 · n_layer · n_embd · context
     for attention: Chowdhery et al., "PaLM" (2022), appendix B. Embeddings are looked up and cost nothing; a language
-    model's output layer counts, tied or not. A frozen weight has no gradient of its own, so it takes 4.
+    model's output layer counts, tied or not. A frozen weight has no gradient of its own, so it takes 4; where the whole
+    body is frozen nothing goes back through it, and it takes 2.
     """
     looked_up = 0 if tied(model) else model.wte.weight.numel()
     attention = 0
@@ -143,4 +144,6 @@ def flops_per_token(model: GPT | RNN) -> float:
         attention = 12 * model.shape.n_layer * model.shape.n_embd * model.shape.context
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad and p.dim() == 2)
     frozen = max(0, frozen - looked_up)
-    return 6.0 * (parameter_count(model) - looked_up) - 2.0 * frozen + attention
+    backward = any(p.requires_grad for name, p in model.named_parameters() if not name.startswith(HEADS))
+    saved = 2.0 * frozen if backward else 4.0 * frozen + attention * 2 / 3
+    return 6.0 * (parameter_count(model) - looked_up) + attention - saved

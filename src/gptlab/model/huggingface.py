@@ -1,5 +1,5 @@
 """Hugging Face's GPT-2 format, read and written: config.json, generation_config.json, model.safetensors; of language
-models (GPT2LMHeadModel) and classifiers (GPT2ForSequenceClassification).
+models (GPT2LMHeadModel), classifiers and reward models (GPT2ForSequenceClassification, with one label).
 
 transformers keeps the linear weights of the blocks as Conv1D does, (in, out); here they are (out, in), so they
 are transposed on the way in and out. A tied head is stored once, as wte. The format of a .safetensors file:
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import ModelError
-from gptlab.model.classifier import HEADS, checked_labels, labels_of
+from gptlab.model.classifier import HEADS, Task, checked_labels, labels_of, task_of
 from gptlab.model.gpt import GPT, Activation, GPTShape
 from gptlab.model.nanogpt import is_nanogpt, open_nanogpt
 from gptlab.model.weights import Stored, load_stored, read_folder, read_json
@@ -33,8 +33,9 @@ ACTIVATIONS: dict[str, Activation] = {"gelu_new": "gelu_new", "gelu_pytorch_tanh
 LANGUAGE_MODEL, CLASSIFIER = "GPT2LMHeadModel", "GPT2ForSequenceClassification"
 """The architectures of config.json."""
 
-ONE_OF_CLASSES = "single_label_classification"
-"""The problem_type of a classifier whose classes exclude each other."""
+PROBLEM_TYPES: dict[Task, str] = {"classification": "single_label_classification", "reward": "regression"}
+"""The problem_type of classes that exclude each other, and of a number: of the latter transformers' pipeline gives the
+logit as it is."""
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
@@ -57,9 +58,9 @@ def save_model(model: GPT, folder: Path, *, eos_id: int | None = None, bos_id: i
     """Writes the three files into `folder`, which transformers' `AutoModelForCausalLM` then reads; of a classifier two,
     for `AutoModelForSequenceClassification`.
 
-    One tensor at a time is copied to the CPU. `eos_id`: the token at which writing ends, and by which transformers pads
-    texts for a classifier; `bos_id`: that a text begins with, by default the same, as GPT-2 has it. OSError where the
-    disk does not take it.
+    One tensor at a time is copied to the CPU. `eos_id`: the token at which writing, or an answer, ends, and by which
+    transformers pads texts for a classifier; `bos_id`: that a text begins with, by default the same, as GPT-2 has it.
+    OSError where the disk does not take it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ends = {"bos_token_id": eos_id if bos_id is None else bos_id, "eos_token_id": eos_id}
@@ -68,10 +69,22 @@ def save_model(model: GPT, folder: Path, *, eos_id: int | None = None, bos_id: i
         _write_json(folder / "config.json", _config(model, LANGUAGE_MODEL) | ends)
         _write_json(folder / "generation_config.json", ends)
     else:
-        # transformers finds a text's last token by the padding behind it, and reads no batch where it knows none.
-        classes = {"problem_type": ONE_OF_CLASSES, "pad_token_id": eos_id, **label_fields(labels)}
-        _write_json(folder / "config.json", _config(model, CLASSIFIER) | ends | classes)
+        task = task_of(labels)
+        padding = {"pad_token_id": _padding(task, eos_id, bos_id)}
+        answers = {"problem_type": PROBLEM_TYPES[task], **label_fields(labels)}
+        _write_json(folder / "config.json", _config(model, CLASSIFIER) | ends | padding | answers)
     write_tensors(folder / "model.safetensors", _stored_tensors(model))
+
+
+def _padding(task: Task, eos_id: int | None, bos_id: int | None) -> int | None:
+    """The token by which transformers is to pad: it reads a text at the last one that is another, and, where it knows
+    none, one text at a time.
+
+    A text of a class ends with its words. An answer ends with `eos_id`, where its reward is read: that is no padding.
+    """
+    if task == "classification":
+        return eos_id
+    return None if bos_id == eos_id else bos_id
 
 
 def load_model(
@@ -140,14 +153,16 @@ def shape_from_config(config: Mapping[str, Any], *, dropout: float | None = None
 def labels_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The labels that a config.json of GPT-2 gives a classifier, in the order of their ids; None for a language model.
 
-    ModelError where its head does not choose one of two or more classes.
+    ModelError where its head neither chooses one of two or more classes nor gives one number, a reward.
     """
     if CLASSIFIER not in (config.get("architectures") or ()):
         return None
-    _one_of(config, "problem_type", (None, ONE_OF_CLASSES), default=None)
     if config.get("id2label") is None:  # as transformers leaves it where classes have no names
-        config = label_fields(numbered_labels(_whole_number(config.get("num_labels", 2), "num_labels")))
-    return listed_labels(config)
+        numbered = numbered_labels(_whole_number(config.get("num_labels", 2), "num_labels"))
+        config = {**config, **label_fields(numbered)}
+    labels = listed_labels(config)
+    _one_of(config, "problem_type", (None, PROBLEM_TYPES[task_of(labels)]), default=None)
+    return labels
 
 
 def listed_labels(config: Mapping[str, Any]) -> tuple[str, ...]:

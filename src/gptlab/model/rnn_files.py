@@ -2,7 +2,7 @@
 
 The weights have torch's names and layout: rnn.weight_ih_l0 (gates · n_hidden, n_embd), …; a tied head is stored once,
 as wte. config.json has GPT-2's names where they mean the same, and beside them n_hidden and cell; that of a classifier
-has also id2label and label2id.
+has also id2label and label2id, as has a reward model's, with one label.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gptlab.errors import ModelError
 from gptlab.model.classifier import labels_of
-from gptlab.model.huggingface import label_fields, write_tensors
+from gptlab.model.huggingface import label_fields, listed_labels, write_tensors
 from gptlab.model.rnn import RNN, RNNShape
 from gptlab.model.weights import Stored, load_stored, read_folder, read_json
 
@@ -102,8 +102,8 @@ def _open(path: Path, dropout: float | None) -> Stored[RNNShape]:
             raise ValueError(f"model_type = {config.get('model_type')!r}: an RNN's is {MODEL_TYPE!r}")
         fields = {name: _field(config, HUGGING_FACES.get(name, name), kind) for name, kind in FIELDS.items()}
         shape = RNNShape(**fields)
-        labels = _labels(config)
-    except ValueError as error:
+        labels = None if config.get("id2label") is None else listed_labels(config)
+    except (ValueError, ModelError) as error:
         raise ModelError(f"{file}: {error}") from None
     if dropout is not None:
         shape = replace(shape, dropout=dropout)
@@ -118,18 +118,6 @@ def _field(config: Mapping[str, Any], name: str, kind: type) -> Any:
         wanted = {int: "a whole number", float: "a fraction", str: "a name", bool: "true or false"}[kind]
         raise ValueError(f"{name} = {value!r}: wanted {wanted}")
     return value
-
-
-def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """A classifier's, in the order of their numbers; None of a language model."""
-    names = config.get("id2label")
-    if names is None:
-        return None
-    if isinstance(names, dict) and names.keys() == {str(number) for number in range(len(names))}:
-        labels = tuple(str(names[str(number)]) for number in range(len(names)))
-        if len(set(labels)) == len(labels) > 1:
-            return labels
-    raise ValueError(f'id2label = {names!r}: wanted {{"0": a label, "1": another, …}}')
 
 
 def _as_it_is(name: str, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contract between the training loop and what is learned; and what objectives of classes share.
+"""The contract between the training loop and what is learned; and what objectives of classes, and of pairs, share.
 
     sums = objective(model, batch)      # a dict of tensors, each a SUM over the batch
 
@@ -101,3 +101,21 @@ def macro_f1(true: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> np.nd
     either = true + predicted
     f1 = 2 * hits / np.where(either > 0, either, np.inf)
     return f1.sum(axis=-1) / np.maximum(1, (either > 0).sum(axis=-1))
+
+
+def margins(rewards: Tensor) -> Tensor:
+    """Of the `rewards` (pairs, 2) of each pair's chosen and rejected answer, the first minus the second, (pairs,)."""
+    return rewards[:, 0] - rewards[:, 1]
+
+
+def pair_sums(rewards: Tensor) -> dict[str, Tensor]:
+    """For `rewards` (pairs, 2) as `margins` has them, summed over the pairs: "accuracy", how many chosen answers have
+    the higher one, a tie being half right; "margin"; "chosen_reward" and "rejected_reward"."""
+    margin = margins(rewards)
+    chosen, rejected = rewards.sum(dim=0)
+    return {
+        "accuracy": (1 + margin.sign()).sum() / 2,
+        "margin": margin.sum(),
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+    }

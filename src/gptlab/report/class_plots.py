@@ -21,7 +21,9 @@ from gptlab.report.drawing import (
     draw,
     draw_training,
     draw_validation,
+    in_percent,
     loss_key,
+    mark_best,
     points,
 )
 from gptlab.report.plots import single_plots
@@ -87,28 +89,15 @@ def _curve(
         draw_training(axes, metrics, key)
     steps_per_unit = steps[-1]["step"] / steps[-1]["epoch"] if by_epoch else 1
     draw_validation(axes, metrics, key, steps_per_unit)
-    _mark_best(axes, metrics, key, facts["best_step"], steps_per_unit)
+    mark_best(axes, metrics, key, facts["best_step"], steps_per_unit)
     if majority is not None:
         sampled = any(line["event"] == "validation_sampled" for line in metrics)
         label = "majority in the whole" if sampled else "majority"
         axes.axhline(majority, color=INK, linewidth=0.8, linestyle=":", label=label)
     if key == "accuracy":
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        in_percent(axes.yaxis)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
-
-
-def _mark_best(axes: Axes, metrics: Sequence[Record], key: str, step: int | None, steps_per_unit: float) -> None:
-    found = {
-        line["step"]: line[key]
-        for event in ("validation_sampled", "validation")
-        for line in metrics
-        if line["event"] == event and line.get(key) is not None
-    }
-    if step is not None and step in found:
-        axes.plot(
-            step / steps_per_unit, found[step], "o", color=INK, markersize=10, markerfacecolor="none", label="best"
-        )
 
 
 def _confusion(counts: np.ndarray, labels: Sequence[str]) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptlab import words
+from gptlab.report.intervals import interval, joined, percent, score, with_interval
 from gptlab.report.table import Pairs, Table, left_out, make_table, put, step_name
 
 REMARKS = {
@@ -37,9 +38,9 @@ def key_figures(facts: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
             continue
         baseline = put(lambda share: f"majority {percent(share)}", row["majority_accuracy"])
         found += [
-            (f"{split} accuracy", put(percent, row.get("accuracy")), _remark(baseline, _interval(row, "accuracy"))),
-            (f"{split} Matthews' correlation", put(_score, row.get("matthews")), _remark(_interval(row, "matthews"))),
-            (f"{split} macro F1", put(_score, row.get("f1")), _remark(_interval(row, "f1"))),
+            (f"{split} accuracy", put(percent, row.get("accuracy")), joined(baseline, interval(row, "accuracy"))),
+            (f"{split} Matthews' correlation", put(score, row.get("matthews")), joined(interval(row, "matthews"))),
+            (f"{split} macro F1", put(score, row.get("f1")), joined(interval(row, "f1"))),
         ]
     return found
 
@@ -58,10 +59,10 @@ def scores(facts: Mapping[str, Any]) -> Table:
         ("texts", lambda row: put(words.number, row.get("texts", row.get("tokens")))),
         ("nats per text", lambda row: put("{:.4f}".format, row.get("nats"))),
         ("loss with the teacher's share", mixed_loss),
-        ("accuracy [95\u00a0%]", lambda row: _with_interval(row, "accuracy")),
+        ("accuracy [95\u00a0%]", lambda row: with_interval(row, "accuracy")),
         ("majority", lambda row: put(percent, row["majority_accuracy"])),
-        ("Matthews [95\u00a0%]", lambda row: _with_interval(row, "matthews")),
-        ("macro F1 [95\u00a0%]", lambda row: _with_interval(row, "f1")),
+        ("Matthews [95\u00a0%]", lambda row: with_interval(row, "matthews")),
+        ("macro F1 [95\u00a0%]", lambda row: with_interval(row, "f1")),
     ])  # fmt: skip
 
 
@@ -72,9 +73,9 @@ def per_class(facts: Mapping[str, Any]) -> Table:
     return make_table(rows, [
         ("class", lambda row: row["class"]),
         ("texts", lambda row: words.number(row["texts"])),
-        ("precision", lambda row: _score(row["precision"])),
-        ("recall", lambda row: _score(row["recall"])),
-        ("F1", lambda row: _score(row["f1"])),
+        ("precision", lambda row: score(row["precision"])),
+        ("recall", lambda row: score(row["recall"])),
+        ("F1", lambda row: score(row["f1"])),
     ])  # fmt: skip
 
 
@@ -135,11 +136,6 @@ def mixed_loss(row: Mapping[str, Any]) -> str | None:
     return put("{:.4f}".format, row.get("loss")) if "cross_entropy" in row else None
 
 
-def percent(share: float) -> str:
-    """0.7413 → "74.1 %": of a thousand texts one is a tenth."""
-    return f"{100 * share:.1f}\u00a0%"
-
-
 def _verdict(row: Mapping[str, Any], majority: str) -> str | None:
     if row["against_majority"] not in ("below", "unsure"):
         return None
@@ -165,30 +161,3 @@ def _remarks(row: Mapping[str, Any]) -> str:
     duplicates = "duplicates, " + ("left out" if row.get("dropped_duplicates") else "kept")
     shown = {**row, "contradicting_at": row.get("contradicting_at", [])[:SHOWN_CONTRADICTIONS]}
     return left_out(shown, {**REMARKS, "duplicates": duplicates})
-
-
-def _score(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _bounds(row: Mapping[str, Any], key: str) -> tuple[str, str] | None:
-    """The ends of a score's interval, an accuracy's in per cent."""
-    if f"{key}_low" not in row:
-        return None
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    return (f"{100 * low:.1f}", f"{100 * high:.1f}") if key == "accuracy" else (_score(low), _score(high))
-
-
-def _interval(row: Mapping[str, Any], key: str) -> str | None:
-    return put(lambda ends: f"95\u00a0%: {ends[0]} to {ends[1]}", _bounds(row, key))
-
-
-def _with_interval(row: Mapping[str, Any], key: str) -> str | None:
-    """The score, and on a line of its own its interval, for a page is not as wide as all three."""
-    figure = put(percent if key == "accuracy" else _score, row.get(key))
-    ends = _bounds(row, key)
-    return f"{figure}\n[{', '.join(ends)}]" if figure and ends else figure
-
-
-def _remark(*parts: str | None) -> str:
-    return "; ".join(filter(None, parts))

@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, PAPER, GRID = "#24292f", "#ffffff", "#d8dee4"
@@ -66,6 +67,13 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, np.full(window, 1 / window), mode="valid")
 
 
+def moving_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """(middles, means, window): (n,) steps and values smoothed over a window of about a fortieth of them; of few it is
+    one, and they stay as they are."""
+    window = max(1, len(steps) // 40) | 1
+    return steps[window // 2 : len(steps) - window // 2], smooth(values, window), window
+
+
 def loss_key(metrics: Sequence[Record]) -> str:
     """What is drawn and compared as the loss: with a teacher the cross-entropy alone, which models without one have
     too; what is descended mixes it with the distance to the teacher."""
@@ -81,25 +89,34 @@ def axes_of(words: str, size: tuple[float, float], under: str = "step") -> tuple
     axes = figure.add_subplot(facecolor=PAPER)
     axes.set_xlabel(under)
     axes.set_ylabel(words)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=round(size[0]) + 1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     return figure, axes
 
 
+def open_axes(axes: Axes) -> None:
+    """A grid behind what is drawn, and no frame around it."""
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def in_percent(axis: Axis) -> None:
+    """Shares along an axis are told in per cent."""
+    axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+
+
 def draw_training(axes: Axes, metrics: Sequence[Record], key: str) -> None:
     """The steps' values, and where they are many their moving mean."""
     steps, values = points(metrics, "step", key)
-    window = max(1, len(steps) // 40) | 1
+    middles, means, window = moving_mean(steps, values)
     smoothed = window > 1
     width, alpha = (0.8, 0.3) if smoothed else (1.6, 1.0)
     axes.plot(steps, values, color=BLUE, alpha=alpha, linewidth=width, label="training")
     if smoothed:
-        middles = steps[window // 2 : len(steps) - window // 2]
-        axes.plot(middles, smooth(values, window), color=BLUE, label=f"training, mean of {window} points")
+        axes.plot(middles, means, color=BLUE, label=f"training, mean of {window} points")
 
 
 def draw_validation(axes: Axes, metrics: Sequence[Record], key: str, steps_per_unit: float = 1) -> None:
@@ -111,6 +128,20 @@ def draw_validation(axes: Axes, metrics: Sequence[Record], key: str, steps_per_u
     if len(whole[0]):  # seldom, where there is a sample: a line between them would say what nobody measured
         style = "o" if len(sampled[0]) else "o-"
         axes.plot(whole[0] / steps_per_unit, whole[1], style, color=ORANGE, markersize=4, label="validation, whole")
+
+
+def mark_best(axes: Axes, metrics: Sequence[Record], key: str, step: int | None, steps_per_unit: float = 1) -> None:
+    """A ring around what validation found at the best step."""
+    found = {
+        line["step"]: line[key]
+        for event in ("validation_sampled", "validation")
+        for line in metrics
+        if line["event"] == event and line.get(key) is not None
+    }
+    if step is not None and step in found:
+        axes.plot(
+            step / steps_per_unit, found[step], "o", color=INK, markersize=10, markerfacecolor="none", label="best"
+        )
 
 
 def single(metrics: Sequence[Record], key: str, words: str) -> Figure | None:

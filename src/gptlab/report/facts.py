@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gptlab.report import class_facts
+from gptlab.report import class_facts, pair_facts
 from gptlab.run.run import Run
 from gptlab.settings import to_toml
 
@@ -16,7 +16,7 @@ SHOWN_SAMPLES = 8
 SETS = {"validation": "validation", "validation_sampled": "validation, a sample"}
 """What the lines of metrics.jsonl scored."""
 
-SAID_ELSEWHERE = ("command", "data", "labels", "teacher", "trainable")
+SAID_ELSEWHERE = ("command", "data", "labels", "reference", "teacher", "trainable")
 """What of origin.json has a place of its own."""
 
 Facts = dict[str, Any]
@@ -30,9 +30,12 @@ def gather(run: Run) -> Facts:
     steps = [line for line in metrics if line["event"] == "step"]
     best_step = (state.get("best") or {}).get("step")
     classes = class_facts.classes(recipe, origin, _last(steps, "epoch"))
+    preferences = pair_facts.preferences(recipe, origin, run.evaluation)
     scores = _scores(run.evaluation, metrics, best_step, class_facts.teacher_scores(origin))
     if classes:
         scores = class_facts.add_baseline(classes, scores)
+    if preferences:
+        scores = pair_facts.add_baselines(preferences, scores, data.get("table", []))
     best = _row(scores, "best", "validation")
     dialogues = _dialogues(recipe.get("data", {}), data)
     return {
@@ -45,8 +48,9 @@ def gather(run: Run) -> Facts:
         "tuning": _tuning(recipe, origin),
         "dialogues": dialogues,
         "classes": classes,
+        "preferences": preferences,
         "distillation": class_facts.distillation(recipe, origin),
-        "unit": _unit(dialogues, classes),
+        "unit": _unit(dialogues, classes, preferences),
         "scores": scores,
         "best_step": best_step,
         "best": best,
@@ -94,8 +98,10 @@ def _dialogues(settings: Mapping[str, Any], data: Mapping[str, Any]) -> Facts | 
     return {"template": data.get("template"), **{key: settings.get(key) for key in ("learn", "pack", "history")}}
 
 
-def _unit(dialogues: Facts | None, classes: Facts | None) -> str:
+def _unit(dialogues: Facts | None, classes: Facts | None, preferences: Facts | None) -> str:
     """What a loss is over."""
+    if preferences:
+        return "pair"
     return "text" if classes else "answer token" if dialogues and dialogues["learn"] == "answers" else "token"
 
 

@@ -46,13 +46,26 @@ def draw_plots(
     over: a token, an answer token.
     """
     return draw(folder, lambda: {
-        "loss": _loss(metrics, unigram_perplexity, unit), "reward": _reward(metrics), **single_plots(metrics, unit),
+        "loss": _loss(metrics, unigram_perplexity, unit), "reward": rewards(metrics), **single_plots(metrics, unit),
     })  # fmt: skip
 
 
 def single_plots(metrics: Sequence[Record], unit: str) -> Mapping[str, Figure | None]:
     """The small figures that every run has, whatever it learns."""
     return {name: single(metrics, key, words.format(unit=unit)) for name, (key, words) in SINGLE.items()}
+
+
+def rewards(metrics: Sequence[Record]) -> Figure | None:
+    """What a reward model said of the answers as training went on."""
+    steps, means = points(metrics, "reward", "mean")
+    if len(steps) < 2:
+        return None
+    figure, axes = axes_of("mean reward", size=(WIDE[0], 3.2))
+    low, high = (points(metrics, "reward", key)[1] for key in ("low", "high"))
+    axes.fill_between(steps, low, high, color=GREEN, alpha=0.2, linewidth=0, label="95 % interval")
+    axes.plot(steps, means, "o-", color=GREEN, markersize=4, label="mean")
+    axes.legend(loc="best")
+    return figure
 
 
 def _loss(metrics: Sequence[Record], unigram_perplexity: float | None, unit: str) -> Figure | None:
@@ -67,18 +80,6 @@ def _loss(metrics: Sequence[Record], unigram_perplexity: float | None, unit: str
     if axes.get_ylim()[1] < SAYS_NOTHING:
         _add_perplexity(axes)
     axes.legend(loc="upper right")
-    return figure
-
-
-def _reward(metrics: Sequence[Record]) -> Figure | None:
-    steps, means = points(metrics, "reward", "mean")
-    if len(steps) < 2:
-        return None
-    figure, axes = axes_of("mean reward", size=(WIDE[0], 3.2))
-    low, high = (points(metrics, "reward", key)[1] for key in ("low", "high"))
-    axes.fill_between(steps, low, high, color=GREEN, alpha=0.2, linewidth=0, label="95 % interval")
-    axes.plot(steps, means, "o-", color=GREEN, markersize=4, label="mean")
-    axes.legend(loc="best")
     return figure
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab import words
-from gptlab.report import class_tables, markdown, tables, tuning_tables
+from gptlab.report import class_tables, comparison_tables, markdown, pair_tables, tables, tuning_tables
 from gptlab.report.facts import Facts, gather
 from gptlab.report.table import pairs
 from gptlab.run.files import write_text
@@ -31,10 +31,15 @@ def write_report(run: Run) -> Path:
     view = {
         **facts,
         "figures": tables.key_figures(facts),
-        "verdicts": class_tables.verdicts(facts),
+        "verdicts": [*class_tables.verdicts(facts), *pair_tables.verdicts(facts)],
         "tuning_pairs": tuning_tables.tuning(facts),
         "distillation_pairs": class_tables.distillation(facts),
+        "objective_pairs": pair_tables.objective(facts),
         "score_table": tables.scores(facts),
+        "answer_table": pair_tables.answers(facts),
+        "calibration_table": pair_tables.calibration(facts),
+        "comparison_table": comparison_tables.table(facts),
+        "comparison_sentences": comparison_tables.sentences(facts),
         "class_table": class_tables.per_class(facts),
         "confusion_table": class_tables.confusion(facts),
         "reward_table": tuning_tables.rewards(facts),
@@ -54,11 +59,14 @@ def write_report(run: Run) -> Path:
 
 def _plots(run: Run, facts: Facts) -> dict[str, str]:
     from gptlab.report.class_plots import draw_class_plots
+    from gptlab.report.pair_plots import draw_pair_plots
     from gptlab.report.plots import draw_plots
 
     metrics, folder = run.metrics(), run.report_files.plots
     if facts["classes"]:
         return draw_class_plots(metrics, folder, facts)
+    if facts["preferences"]:
+        return draw_pair_plots(metrics, folder, facts)
     unigram = None if facts["tuning"] else facts["unigram_perplexity"]  # a tuned model is held against its start
     return draw_plots(metrics, folder, unigram, facts["unit"])
 

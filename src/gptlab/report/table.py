@@ -18,7 +18,7 @@ Pairs = list[tuple[str, str]]
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str | None]]
 
-NUMBERS = re.compile(r"[-\d.,/\s∞]*(\s%| bytes| [kMGT]?B)?(\s\[[-\d., ]+\]| \([\d.]+\s%\))?")
+NUMBERS = re.compile(r"[-+\d.,/\s∞]*(\s%| bytes| [kMGT]?B)?(\s\[[-\d., ]+\]| \([\d.]+\s%\))?")
 """A number with its unit, and behind it its interval or share."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptlab import words
-from gptlab.report import class_tables, tuning_tables
+from gptlab.report import class_tables, pair_tables, tuning_tables
 from gptlab.report.table import Pairs, Table, label, make_table, pairs, put, step_name, text
 
 WINDOW = ("context", "stride")
@@ -16,14 +16,21 @@ def key_figures(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, remark) of the handful of numbers a reader looks for first."""
     cost = facts["cost"]
     epochs = put("{:.2f} epochs".format, cost["epochs"])
-    rate = put("{} a second".format, _rate(cost)) if facts["classes"] else None
+    rate = put("{} a second".format, _rate(cost)) if facts["classes"] or facts["preferences"] else None
     found = [
-        *(class_tables.key_figures(facts) if facts["classes"] else _language_figures(facts)),
+        *_scored_figures(facts),
         ("parameters", put(words.large, facts["parameters"]), tuning_tables.trained_in_words(facts)),
         (_seen(facts), put(words.large, cost["tokens"]), ", ".join(filter(None, [epochs, rate]))),
         ("training time", put(words.duration, cost["seconds"]), facts["device"] if cost["seconds"] else ""),
     ]
     return [(what, figure, str(remark or "")) for what, figure, remark in found if figure]
+
+
+def _scored_figures(facts: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
+    """Those that say how good it is at what it learns."""
+    if facts["preferences"]:
+        return pair_tables.key_figures(facts)
+    return class_tables.key_figures(facts) if facts["classes"] else _language_figures(facts)
 
 
 def _language_figures(facts: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
@@ -41,6 +48,8 @@ def scores(facts: Mapping[str, Any]) -> Table:
     """One row for each checkpoint and set of texts scored."""
     if facts["classes"]:
         return class_tables.scores(facts)
+    if facts["preferences"]:
+        return pair_tables.scores(facts)
     unit, dialogues = facts["unit"], facts["dialogues"]
     window = WINDOW[:1] if dialogues and not dialogues["pack"] else WINDOW  # a dialogue is a row of its own
     return make_table(facts["scores"], [
@@ -63,6 +72,8 @@ def sources(facts: Mapping[str, Any]) -> Table:
         return tuning_tables.dialogue_sources(facts["sources"])
     if facts["classes"]:
         return class_tables.sources(facts["sources"])
+    if facts["preferences"]:
+        return pair_tables.sources(facts["sources"])
     keys = dict.fromkeys(key for row in facts["sources"] for key in row)
     heads = {"name": "source"}
     return make_table(facts["sources"], [(heads.get(key, label(key)), _value(key)) for key in keys])
@@ -85,7 +96,7 @@ def cost(facts: Mapping[str, Any]) -> Pairs:
         ("peak memory", put(words.size, cost["memory_bytes"])),
         ("share of the machine's measured peak", put(words.share, cost["peak_share"])),
         ("precision", cost["precision"]),
-        ("micro-batch", put("{:,} rows".format, cost["micro_batch_size"])),
+        ("micro-batch", put(f"{{:,}} {'pairs' if facts['preferences'] else 'rows'}".format, cost["micro_batch_size"])),
     ]
     return [(what, value) for what, value in found if value]
 
@@ -103,10 +114,10 @@ def sampling(facts: Mapping[str, Any]) -> str:
 
 
 def data(facts: Mapping[str, Any]) -> Pairs:
-    """How dialogues are read, the tokenizer, and the fingerprints by which a second preparation can be told from this
-    one."""
+    """How dialogues or pairs are read, the tokenizer, and the fingerprints by which a second preparation can be told
+    from this one."""
     found = pairs({"tokenizer": facts["tokenizer"], "fingerprint": facts["fingerprints"]})
-    return [*tuning_tables.reading(facts["dialogues"]), *found]
+    return [*tuning_tables.reading(facts["dialogues"]), *pair_tables.reading(facts), *found]
 
 
 def _seen(facts: Mapping[str, Any]) -> str:

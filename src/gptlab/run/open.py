@@ -11,7 +11,7 @@ import torch
 from gptlab.device import pick_device
 from gptlab.errors import GptlabError, ModelError, TokenizerError, UserError, nearest
 from gptlab.model.adapter import LABELS, adapter_labels, adapter_vocab_size, is_adapter, load_adapter
-from gptlab.model.classifier import as_classifier, labels_of
+from gptlab.model.classifier import KINDS, Task, as_classifier, labels_of, task_of
 from gptlab.model.folder import Model, load_model, read_labels
 from gptlab.model.lora import merge_lora
 from gptlab.model.nanogpt import is_nanogpt
@@ -24,7 +24,6 @@ from gptlab.text.tokenizer import Tokenizer
 from gptlab.text.vocabulary import FILES, PAIRS, TOKENIZER_JSON
 
 Which = Literal["best", "last"] | int | None
-Task = Literal["language", "classification"]
 
 SAFE_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
@@ -33,10 +32,13 @@ SAFE_FILES = (
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """What is fetched from the hub; the second only where a repository has no safetensors."""
 
+KIND_FILES = ("config.json", "adapter_config.json", LABELS)
+"""What says of which kind a model is."""
+
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    """A model ready to use: a GPT or an RNN, a language model or a classifier.
+    """A model ready to use: a GPT or an RNN, a language model, a classifier or a reward model.
 
     model:     in eval mode, on its device; an adapter is merged into its base
     tokenizer: the folder's, None where it has none
@@ -55,8 +57,13 @@ class OpenModel:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """A classifier's classes, in the order of its logits; None for a language model."""
+        """A classifier's classes, in the order of its logits, a reward model's one label; None for a language model."""
         return labels_of(self.model)
+
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        return task_of(self.labels)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer; TokenizerError where the folder has none."""
@@ -78,7 +85,7 @@ def open_model(
 ) -> OpenModel:
     """Finds and loads a model (see `find_model`) and the tokenizer beside it.
 
-    `task`: what it is wanted for; UserError, before its weights are read, where it is a model of the other kind.
+    `task`: what it is wanted for; UserError, before its weights are read, where it is a model of another kind.
 
     Raises ModelError where it is not found or not readable, RunError where the run lacks the checkpoint,
     CheckpointError where it is damaged, TokenizerError where the tokenizer has more tokens than the model.
@@ -148,9 +155,9 @@ def read_template(folder: Path, tokenizer: Tokenizer | None) -> Template | None:
     return Template.read(folder, tokenizer.eos) if tokenizer is not None else None
 
 
-def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None) -> Path:
+def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None, kind_only: bool = False) -> Path:
     """The folder of a model: an existing path (checkpoint, Hugging Face or PEFT folder, run, nanoGPT's ckpt.pt), else
-    a run under `runs`, else a repository on the hub, which is downloaded.
+    a run under `runs`, else a repository on the hub, which is downloaded; with `kind_only` just KIND_FILES of it.
 
     `checkpoint` chooses one of a run's (see `Run.checkpoint`). ModelError says what was looked for where.
     """
@@ -162,7 +169,8 @@ def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None
     if checkpoint is not None:
         raise ModelError(f"{name}: is no run here, so it has no checkpoint {checkpoint!r}{_near(name, runs)}")
     if not path.exists():
-        return _from_hub(name, f"there is no folder {path} and no run {runs / name}{_near(name, runs)}")
+        looked = f"there is no folder {path} and no run {runs / name}{_near(name, runs)}"
+        return _from_hub(name, looked, kind_only=kind_only)
     if not _is_model(path):
         raise ModelError(
             f"{path}: is no model: it has neither config.json (a model), adapter_config.json (an adapter), ckpt.pt "
@@ -182,17 +190,34 @@ def parse_checkpoint(which: str | None) -> Which:
     raise UserError(f"--checkpoint {which}: wanted best, last or the number of a step")
 
 
+LACKING: dict[Task, str] = {
+    "language": "writes no text", "classification": "has no classes", "reward": "gives no rewards"
+}  # fmt: skip
+"""What a model of another kind does not do."""
+
+VERBS: dict[Task, str] = {
+    "language": "gptlab generate {0} PROMPT writes with it",
+    "classification": "gptlab classify {0} TEXT asks it",
+    "reward": "gptlab evaluate {0} --on preferences:FILE asks it about pairs of answers, and --reward {0} (in a recipe "
+    "samples.reward) about what another model answers",
+}
+"""What asks a model of each kind."""
+
+TRAINED: dict[Task, str] = {
+    "classification": 'a classifier of it (start = MODEL, data.kind = "labels")',
+    "reward": 'a reward model of it (start = MODEL, data.kind = "preferences", objective.kind = "reward")',
+}
+"""What gptlab train makes of a language model."""
+
+
 def require_task(task: Task, name: str, labels: tuple[str, ...] | None) -> None:
-    """UserError where a model with these labels is not for this task."""
-    if task == "language" and labels is not None:
-        raise UserError(
-            f"{name}: is a classifier of {len(labels)} classes and writes no text; gptlab classify {name} TEXT asks it"
-        )
-    if task == "classification" and labels is None:
-        raise UserError(
-            f"{name}: is a language model and has no classes; gptlab generate {name} PROMPT writes with it, and gptlab "
-            'train makes a classifier of it (start = MODEL, data.kind = "labels")'
-        )
+    """UserError where a model with these labels is not for this task; it names the verb that the model is for."""
+    found = task_of(labels)
+    if found == task:
+        return
+    kind = KINDS[found] + (f" of {len(labels or ())} classes" if found == "classification" else "")
+    made = f", and gptlab train makes {TRAINED[task]}" if found == "language" else ""
+    raise UserError(f"{name}: is {kind} and {LACKING[task]}; {VERBS[found].format(name)}{made}")
 
 
 def _is_model(path: Path) -> bool:
@@ -203,14 +228,14 @@ def _near(name: str, runs: Path) -> str:
     return nearest(name, run_names(runs))
 
 
-def _from_hub(name: str, looked: str) -> Path:
+def _from_hub(name: str, looked: str, *, kind_only: bool) -> Path:
     from gptlab.hub import download_files, is_hub_name
 
     if not is_hub_name(name):
         raise ModelError(f"{name}: {looked}, and it is no name on the hub (OWNER/NAME)")
     try:
-        folder = download_files(name, SAFE_FILES)
-        if not [*folder.glob("*model*.safetensors")]:
+        folder = download_files(name, KIND_FILES if kind_only else SAFE_FILES)
+        if not kind_only and not [*folder.glob("*model*.safetensors")]:
             folder = download_files(name, (*SAFE_FILES, *PICKLED_FILES))
         return folder
     except GptlabError as error:

@@ -14,6 +14,7 @@ from gptlab.errors import CheckpointError, TrainingStopped
 from gptlab.kernels.layers import training_kernels
 from gptlab.kernels.native import kernels
 from gptlab.model.build import flops_per_token
+from gptlab.objectives.dpo import DPOObjective
 from gptlab.run.checkpoint import load_state
 from gptlab.run.run import Run
 from gptlab.training.auto import choose_size
@@ -28,13 +29,16 @@ from gptlab.training.continuing import (
 from gptlab.training.ending import evaluate_ends, in_words
 from gptlab.training.fit import decide_micro_batch, memory_errors
 from gptlab.training.judge import Judge
-from gptlab.training.lesson import find_teacher, make_lesson
+from gptlab.training.lesson import make_lesson
 from gptlab.training.loop import Engine, State, deterministic, train
 from gptlab.training.optimizer import Optimizer, check_device
 from gptlab.training.origin import make_origin
+from gptlab.training.other_model import find_other_model
+from gptlab.training.pair_ending import Comparing
 from gptlab.training.prepare import prepare
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
+from gptlab.training.reference import check_start
 from gptlab.training.screen import (
     check_disk,
     check_folder,
@@ -81,13 +85,12 @@ def train_recipe(
         precision = replace(precision, reason="as it began")
 
     start, recipe = find_start(recipe, existing, runs)
-    teacher = find_teacher(recipe, existing, runs)
+    other = find_other_model(recipe, existing, runs)
     data = prepare(recipe, progress, start)
     progress.table("data", *sources_table(data))
     vocabulary = data.vocabulary
     if existing and start:  # whose own tokenizer has the added tokens already
         vocabulary = replace(vocabulary, first_added=existing.origin["start"].get("first_added"))
-    labels = vocabulary.labels or ()
     writes = place.type == "cpu" and (recipe.samples.prompts or recipe.samples.reward)
     wanted = training_kernels(place, precision.dtype) + (("decode",) if writes else ())
     with (
@@ -100,22 +103,23 @@ def train_recipe(
         )
         size = start.tuned_shape(recipe, vocabulary.size).vocab_size if start else vocabulary.size
         lesson = make_lesson(
-            recipe, data, teacher, vocab_size=size, device=place, precision=precision, runs=runs, progress=progress
-        )
+            recipe, data, other, vocabulary=vocabulary, vocab_size=size, device=place, precision=precision, runs=runs,
+            progress=progress,
+        )  # fmt: skip
         data, objective = lesson.data, lesson.objective
         with progress.busy("predicting memory"):
             fit = decide_micro_batch(
-                recipe, lambda: outline(recipe, vocabulary, start), lesson.outline, data.rows, classes=len(labels),
+                recipe, lambda: outline(recipe, vocabulary, start), lesson.outline, len(data.rows), lesson.rows,
                 held_bytes=lesson.held_bytes, device=place, precision=precision, kept=kept.get("micro_batch_size"),
             )  # fmt: skip
-        judge = Judge.of(recipe.samples, data, recipe.seed, device)
+        judge = Judge.of(recipe.samples, data, recipe.seed, device, runs)
         with torch.device("meta"):
             shapes = outline(recipe, vocabulary, start)
         folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
         recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name
         disk_bytes = checkpoint_disk_bytes(shapes, recipe.checkpoints.keep)
         check_disk(folder, disk_bytes)
-        origin = make_origin(data, place, shapes, command, start if existing is None else None, lesson.teacher)
+        origin = make_origin(data, place, shapes, command, start if existing is None else None, lesson.asked)
         run = open_run(existing, recipe, folder, origin, progress.say)
 
         with run.lock(), deterministic(recipe.training.deterministic):
@@ -169,8 +173,10 @@ def train_recipe(
             machine = machine_in_words(place, precision, peak_flops, written_in)
             progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
             watcher.began(state, length, command)
-            if start and not state.step and set(start.labels or ()) == set(labels):  # else its head is new
-                watcher.evaluate_start(state)
+            if start and not state.step and start.is_for(vocabulary):
+                scores = watcher.evaluate_start(state)
+                if isinstance(objective, DPOObjective):
+                    check_start(objective, scores, precision)
             try:
                 with stop_signals(progress.say) as watcher.stop_asked:
                     train(
@@ -184,7 +190,10 @@ def train_recipe(
             finally:
                 progress.end()
             context = recipe.model.numbers()["context"]
-            scores = evaluate_ends(run, engine, data, context=context, runs=runs, progress=progress)
+            comparing = None
+            if lesson.reference and recipe.start:
+                comparing = Comparing(recipe.start, lesson.reference, recipe.samples, judge, recipe.seed)
+            scores = evaluate_ends(run, engine, data, comparing, context=context, runs=runs, progress=progress)
             run.write_evaluation(scores)
             progress.say(in_words(scores))
             watcher.write_state(state, length, "finished")

@@ -15,19 +15,18 @@ from gptlab.objectives.base import exp
 from gptlab.run.open import load_weights
 from gptlab.run.run import Run
 from gptlab.training.loop import Engine
+from gptlab.training.pair_ending import Comparing, Score, pair_scores
 from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
 from gptlab.words import number, percent, perplexity
 
-Score = Callable[[Path, Split], dict[str, Any]]
-"""The scores of a checkpoint on a split."""
-
 
 def evaluate_ends(
-    run: Run, engine: Engine, data: Prepared, *, context: int, runs: Path, progress: Progress
-) -> dict[str, Any]:
+    run: Run, engine: Engine, data: Prepared, comparing: Comparing | None, *, context: int, runs: Path,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     """The whole validation set by the best and the last checkpoint (and what a start was worth), and the test set,
-    once, by the best. `context`: the model's.
+    once, by the best; and under DPO the best beside the start. `context`: the model's.
 
     TrainingStopped where there is no best one, since no loss on validation was finite.
     """
@@ -40,7 +39,9 @@ def evaluate_ends(
         return load_weights(checkpoint, device=engine.device, runs=runs, context=context)
 
     scores: dict[str, Any] = {"context": context}
-    if data.vocabulary.labels:
+    if data.items == "pairs":
+        more, score = _start_of(run), pair_scores(engine, data, load, progress)
+    elif data.vocabulary.labels:
         more, score = _class_scores(data.vocabulary.labels, engine, data, load, progress)
     else:
         more, score = _text_scores(run, engine, data, load, progress)
@@ -50,7 +51,23 @@ def evaluate_ends(
         scores[which] = {"step": int(checkpoint.name), "validation": score(checkpoint, "validation")}
     if data.test:
         scores["best"]["test"] = score(best, "test")
+    if comparing and (found := comparing.with_start(engine, data, load(best), run.name, progress)):
+        scores["against_start"] = found
     return scores
+
+
+OF_THE_RUN = ("event", "step", "seconds")
+"""What of a line of the metrics is no score."""
+
+
+def _start_of(run: Run) -> dict[str, Any]:
+    """What the start was worth, where it was scored, and what was learned."""
+    kind = run.recipe["objective"]["kind"]
+    begun = next((line for line in run.metrics("validation") if line["step"] == 0), None)
+    if begun is None:
+        return {"objective": kind}
+    scores = {key: value for key, value in begun.items() if key not in OF_THE_RUN}
+    return {"objective": kind, "start": {"step": 0, "validation": scores}}
 
 
 def _text_scores(
@@ -67,8 +84,7 @@ def _text_scores(
     }  # fmt: skip
 
     def finish(values: Mapping[str, Any], split: Split) -> dict[str, Any]:
-        of_the_run = ("event", "step", "seconds")
-        return {key: v for key, v in values.items() if key not in of_the_run} | {"unigram_perplexity": unigram[split]}
+        return {key: v for key, v in values.items() if key not in OF_THE_RUN} | {"unigram_perplexity": unigram[split]}
 
     def score(checkpoint: Path, split: Split) -> dict[str, Any]:
         values = validated.get(int(checkpoint.name)) if split == "validation" else None
@@ -104,12 +120,13 @@ def _class_scores(
 def in_words(scores: Mapping[str, Any]) -> str:
     """The best checkpoint's scores, a line a split, with everything named that they depend on."""
     best = scores["best"]
-    words = _class_words if "labels" in scores else _text_words
-    return "\n".join(
+    words = _class_words if "labels" in scores else _pair_words if "objective" in scores else _text_words
+    lines = [
         f"{split}, step {number(best['step'])}: {words(best[split], scores)}"
         for split in ("validation", "test")
         if split in best
-    )
+    ]
+    return "\n".join([*lines, *([_comparison_words(scores["against_start"])] if "against_start" in scores else [])])
 
 
 def _text_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
@@ -128,3 +145,28 @@ def _class_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
         f"Matthews {found['matthews']:.3f} ({found['matthews_low']:.3f} to {found['matthews_high']:.3f}), macro F1 "
         f"{found['f1']:.3f}; {number(found['texts'])} texts, 95 % intervals"
     )
+
+
+def _pair_words(found: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    accuracy, low, high = (percent(found[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    return (
+        f"chosen above rejected in {accuracy} of the pairs ({low} to {high}; chance 50 %, always the longer "
+        f"{percent(found['longer_accuracy'])}); margin {found['margin']:.3f} ({found['margin_low']:.3f} to "
+        f"{found['margin_high']:.3f}), calibration error {found['calibration']['error']:.3f}; "
+        f"{number(found['pairs'])} pairs, 95 % intervals"
+    )
+
+
+def _comparison_words(found: Mapping[str, Any]) -> str:
+    tokens = found["answer_tokens"]
+    parts = [f"answer tokens {tokens['before']:.1f} → {tokens['after']:.1f}", f"KL {found['kl']:.4f} nats a token"]
+    if "win_rate" in found:
+        won, low, high = (percent(found[key]) for key in ("win_rate", "win_rate_low", "win_rate_high"))
+        reward = found["reward"]
+        parts = [
+            f"its answers win {won} ({low} to {high}), reward {reward['before']:.3f} → {reward['after']:.3f}", *parts
+        ]  # fmt: skip
+    if other := found.get("other_text"):
+        before, after = (perplexity(other["perplexity"][key]) for key in ("before", "after"))
+        parts.append(f"perplexity on {other['name']} {before} → {after}")
+    return f"against {found['start']}, {number(found['prompts'])} held-out prompts: {'; '.join(parts)}"

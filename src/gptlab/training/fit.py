@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from gptlab.data.batch import Rows
 from gptlab.device import Precision, available_memory, current_memory
 from gptlab.errors import MemoryLimitError
 from gptlab.model.folder import Model
 from gptlab.objectives.base import Objective
-from gptlab.training.memory import choose_micro_batch, predict_peak_bytes, process_bytes
+from gptlab.training.memory import FullRows, choose_micro_batch, predict_peak_bytes, process_bytes
 from gptlab.training.recipe import Recipe
 from gptlab.words import size
 
@@ -39,10 +38,10 @@ def decide_micro_batch(
     recipe: Recipe,
     make_model: Callable[[], Model],
     make_objective: Callable[[], Objective],
-    rows: Rows,
+    n_rows: int,
+    rows: FullRows,
     *,
-    classes: int,
-    held_bytes: int,
+    held_bytes: int = 0,
     device: torch.device,
     precision: Precision,
     kept: int | None,
@@ -53,16 +52,16 @@ def decide_micro_batch(
     the largest of batch_size, its half, its quarter, … that fits; MemoryLimitError where not even one row does.
     On a GPU it begins with all rows, and the loop halves them if they do not fit.
 
-    `make_model` makes the model as the run trains it, adapted or not, `make_objective` what it learns; rows of the
-    longest length are counted. `classes`: of texts with labels, else 0. `held_bytes`: of what the objective has, those
-    that are on the device already, so that they are no longer available.
+    `make_model` makes the model as the run trains it, adapted or not, `make_objective` what it learns. `n_rows` is how
+    many rows there are to train on, `rows` what the worst of them are like. `held_bytes`: of what the objective has,
+    those that are on the device already, so that they are no longer available.
     """
-    batch_size = min(recipe.training.batch_size, len(rows))
+    batch_size = min(recipe.training.batch_size, n_rows)
 
     def predict(micro_batch_size: int) -> int:
         return predict_peak_bytes(
             make_model, make_objective, recipe.optimizer, precision=precision, micro_batch_size=micro_batch_size,
-            batch_size=batch_size, context=rows.context, classes=classes,
+            batch_size=batch_size, rows=rows,
         ) - held_bytes  # fmt: skip
 
     available = available_memory(device)

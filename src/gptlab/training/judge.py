@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gptlab.errors import RecipeError
 from gptlab.evaluation.answers import Answer, answer
 from gptlab.evaluation.dialogue_scores import dialogue_scores
 from gptlab.evaluation.prompts import topic_prompts
-from gptlab.evaluation.reward_scores import HuggingFaceReward, RewardModel, reward_scores
+from gptlab.evaluation.reward_scores import RewardModel, open_reward, reward_scores
 from gptlab.evaluation.samples import SampleSettings
 from gptlab.model.folder import Model
 from gptlab.text.dialogue import Message
@@ -33,13 +34,13 @@ class Judge:
     seed: int
 
     @classmethod
-    def of(cls, samples: SampleSettings, data: Prepared, seed: int, device: str) -> Judge | None:
+    def of(cls, samples: SampleSettings, data: Prepared, seed: int, device: str, runs: Path) -> Judge | None:
         """The judge that `samples.reward` asks for. RecipeError where there are no dialogues to be judged."""
         if samples.reward is None:
             return None
         if data.template is None:
             raise RecipeError("samples.reward: judges answers, and this run learns plain text: it wants dialogues")
-        return cls(HuggingFaceReward(samples.reward, device), samples, data, seed)
+        return cls(open_reward(samples.reward, device, runs), samples, data, seed)
 
     def scores(self, model: Model) -> dict[str, Any]:
         """`reward_scores` and `dialogue_scores` of the answers, and how many they are ("answers")."""

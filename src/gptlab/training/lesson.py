@@ -1,4 +1,4 @@
-"""What a run learns: its objective, the rows with what that looks up, and its teacher where it has one."""
+"""What a run learns: its objective, the rows with what that looks up, and the other model that it asks, if any."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import torch
 from gptlab.data.batch import ValuedRows
 from gptlab.data.splitting import Split
 from gptlab.device import Precision
-from gptlab.errors import RunError
 from gptlab.evaluation.classification_scores import classification_scores
 from gptlab.model.classifier import new_model
-from gptlab.model.folder import read_labels
+from gptlab.model.folder import Model
 from gptlab.objectives.base import Objective
 from gptlab.objectives.classification import ClassificationObjective
 from gptlab.objectives.distillation import ClassDistillation, DistillationSettings, LanguageDistillation
+from gptlab.objectives.dpo import DPOObjective, DPOSettings
 from gptlab.objectives.language import LanguageObjective
-from gptlab.run.base import weights_fingerprint
-from gptlab.run.open import OpenModel, find_model, open_model, require_task
-from gptlab.run.run import Run
+from gptlab.objectives.reward import RewardObjective
+from gptlab.run.open import OpenModel, open_model
 from gptlab.settings import Tree
+from gptlab.training.memory import FullRows
+from gptlab.training.other_model import OtherModel
 from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
 from gptlab.training.recipe import Recipe
+from gptlab.training.reference import load_reference, reference_rows, reference_words
+from gptlab.training.start import Vocabulary
 from gptlab.training.teaching import check_language_teacher, taught_rows
 
 
@@ -35,70 +38,87 @@ class Lesson:
 
     objective: as it is trained and validated
     outline:   makes it without weights of its own, to be traced
-    data:      the data, their rows with what a teacher said of them
-    teacher:   what origin.json says of it; None where there is none
+    data:      the data, their rows with what another model said of them
+    rows:      what the worst of the training rows are like
+    asked:     what origin.json says of the other model: {"teacher": …}, {"reference": …}, or nothing
     held_bytes: of a teacher that is on the device already
+    reference: makes DPO's reference, where there is one
     """
 
     objective: Objective
     outline: Callable[[], Objective]
     data: Prepared
-    teacher: Tree | None = None
+    rows: FullRows
+    asked: Tree
     held_bytes: int = 0
-
-
-def find_teacher(recipe: Recipe, existing: Run | None, runs: Path) -> Tree | None:
-    """What origin.json says of the recipe's teacher: its name, folder and the fingerprint of its weights; None where it
-    has none. A run that continues has the one that it began with, wherever that is found.
-
-    Errors as `find_model`; UserError where it is a model of another kind than is wanted, RunError where a run that
-    continues began with other weights.
-    """
-    if not isinstance(recipe.objective, DistillationSettings):
-        return None
-    name, begun = recipe.objective.teacher, (existing.origin.get("teacher") if existing else None) or {}
-    folder, fingerprint = Path(begun.get("folder", "")), ""
-    if begun:  # also where the teacher has been trained on, and its best is another now
-        fingerprint = weights_fingerprint(folder)
-    if not begun or fingerprint != begun["fingerprint"]:
-        folder = find_model(name, runs=runs)
-        fingerprint = weights_fingerprint(folder)
-    require_task("classification" if recipe.data.kind == "labels" else "language", name, read_labels(folder))
-    found = {"name": name, "folder": str(folder.absolute()), "fingerprint": fingerprint}
-    if begun and fingerprint != begun["fingerprint"]:
-        raise RunError(
-            f"{existing.folder if existing else name}: its teacher {name} is no longer the one that it began with (the "
-            f"weights are not those that {begun['folder']} had), and it cannot go on with another. --fresh starts "
-            "over, --name NAME names another run"
-        )
-    return found
+    reference: Callable[[], Model] | None = None
 
 
 def make_lesson(
-    recipe: Recipe, data: Prepared, teacher: Tree | None, *, vocab_size: int, device: torch.device,
-    precision: Precision, runs: Path, progress: Progress,
+    recipe: Recipe, data: Prepared, other: OtherModel | None, *, vocabulary: Vocabulary, vocab_size: int,
+    device: torch.device, precision: Precision, runs: Path, progress: Progress,
 ) -> Lesson:  # fmt: skip
-    """What the recipe learns from its prepared data, and from its `teacher` (`find_teacher`). `vocab_size`: of its
-    model's output layer.
+    """What the recipe learns from its prepared data, and from the `other` model (`find_other_model`). `vocab_size`: of
+    its model's output layer.
 
-    A teacher of classes says once what it thinks of every text, and leaves; one of language stays on the device. Errors
-    as `open_model`, and UserError where teacher and student do not agree on what is compared.
+    A teacher of classes and a reference say once what they think of every row, and leave; a teacher of language stays
+    on the device. Errors as `open_model` and `load_reference`, and UserError where teacher and student do not agree on
+    what is compared.
     """
-    labels = data.vocabulary.labels
-    if teacher is not None:
-        assert isinstance(recipe.objective, DistillationSettings)
-        with progress.busy(f"opening the teacher {teacher['name']}"):
-            opened = replace(open_model(teacher["folder"], device=device, runs=runs), name=teacher["name"])
-        if labels:
-            with progress.busy("asking the teacher") as tell:
-                rows = taught_rows(
-                    opened, data.labelled(), separator=data.separator, precision=precision, runs=runs, tell=tell
-                )
-            return _taught_classes(recipe.objective, data, rows, teacher | {"validation": _scores(data, rows)})
-        check_language_teacher(opened, data.tokenizer, context=data.rows.context, vocab_size=vocab_size)
-        return _taught_language(recipe.objective, data, opened, teacher)
-    objective: Objective = ClassificationObjective(len(labels)) if labels else LanguageObjective()
-    return Lesson(objective, lambda: objective, data)
+    match recipe.objective:
+        case DPOSettings() as settings:
+            return _preferred(settings, recipe, data, other, vocabulary, device, precision, runs, progress)
+        case DistillationSettings() as settings:
+            assert other
+            with progress.busy(f"opening the teacher {other.name}"):
+                teacher = replace(open_model(other.folder, device=device, runs=runs), name=other.name)
+            if vocabulary.labels:
+                return _taught_classes(settings, data, other, teacher, precision, runs, progress)
+            check_language_teacher(teacher, data.tokenizer, context=data.rows.context, vocab_size=vocab_size)
+            return _taught_language(settings, data, other, teacher)
+    if recipe.objective.kind == "reward":
+        rewards = RewardObjective()
+        return Lesson(rewards, RewardObjective, data, FullRows(data.longest, last=True, pairs=True), {})
+    if vocabulary.labels:
+        classes = ClassificationObjective(len(vocabulary.labels))
+        return Lesson(classes, lambda: classes, data, FullRows(data.longest, last=True), {})
+    return Lesson(LanguageObjective(), LanguageObjective, data, FullRows(data.longest), {})
+
+
+def _preferred(
+    settings: DPOSettings, recipe: Recipe, data: Prepared, reference: OtherModel | None, vocabulary: Vocabulary,
+    device: torch.device, precision: Precision, runs: Path, progress: Progress,
+) -> Lesson:  # fmt: skip
+    objective, rows = DPOObjective(settings), FullRows(data.longest, pairs=True)
+    if reference is None:
+        return Lesson(objective, lambda: objective, data, rows, {})
+
+    def load() -> Model:
+        return load_reference(recipe, reference, vocabulary, runs)
+
+    with progress.busy(f"asking the reference {reference.name}") as tell:
+        known_as = reference_words(reference, recipe, vocabulary)
+        valued = reference_rows(load, known_as, data.pairs(), device=device, precision=precision, tell=tell)
+    return Lesson(
+        objective, lambda: objective, data.with_rows(valued), replace(rows, values={"reference": 2}),
+        {"reference": reference.said}, reference=load,
+    )  # fmt: skip
+
+
+def _taught_classes(
+    settings: DistillationSettings, data: Prepared, other: OtherModel, teacher: OpenModel, precision: Precision,
+    runs: Path, progress: Progress,
+) -> Lesson:  # fmt: skip
+    labelled = data.labelled()
+    with progress.busy("asking the teacher") as tell:
+        rows = taught_rows(teacher, labelled, separator=data.separator, precision=precision, runs=runs, tell=tell)
+    classes = len(labelled["train"].labels)
+    objective = ClassDistillation(classes, settings.alpha, settings.temperature)
+    return Lesson(
+        objective, lambda: objective, data.with_rows(rows),
+        FullRows(data.longest, last=True, values={"teacher": classes}),
+        {"teacher": other.said | {"validation": _scores(data, rows)}},
+    )  # fmt: skip
 
 
 def _scores(data: Prepared, rows: Mapping[Split, ValuedRows]) -> Tree:
@@ -110,19 +130,10 @@ def _scores(data: Prepared, rows: Mapping[Split, ValuedRows]) -> Tree:
     )  # fmt: skip
 
 
-def _taught_classes(
-    settings: DistillationSettings, data: Prepared, rows: Mapping[Split, ValuedRows], said: Tree
-) -> Lesson:
-    assert data.vocabulary.labels
-    objective = ClassDistillation(len(data.vocabulary.labels), settings.alpha, settings.temperature)
-    taught = replace(data, rows=rows["train"], validation=rows["validation"], test=rows.get("test"))
-    return Lesson(objective, lambda: objective, taught, said)
-
-
-def _taught_language(settings: DistillationSettings, data: Prepared, teacher: OpenModel, said: Tree) -> Lesson:
+def _taught_language(settings: DistillationSettings, data: Prepared, other: OtherModel, teacher: OpenModel) -> Lesson:
     alpha, temperature, shape = settings.alpha, settings.temperature, teacher.model.shape
     return Lesson(
         LanguageDistillation(teacher.model, alpha, temperature),
-        lambda: LanguageDistillation(new_model(shape), alpha, temperature), data, said,
-        sum(weight.nbytes for weight in teacher.model.parameters()),
+        lambda: LanguageDistillation(new_model(shape), alpha, temperature), data, FullRows(data.longest),
+        {"teacher": other.said}, held_bytes=sum(weight.nbytes for weight in teacher.model.parameters()),
     )  # fmt: skip

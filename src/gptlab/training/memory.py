@@ -8,7 +8,8 @@ steps once before, on gradients of zero, because its state appears then.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,9 +38,9 @@ def process_bytes(live_bytes: int) -> int:
     return LIBRARY_BYTES + round(live_bytes * ALLOCATOR_FACTOR)
 
 
-LSTM_WORKSPACE = 16
-"""Numbers that oneDNN's LSTM keeps until backward for each number of its output (found: 15.3 to 15.7 where it is
-large). A traced layer says that there are none."""
+LSTM_WORKSPACE = {torch.float32: (37, 25), torch.bfloat16: (23, 21)}
+"""Bytes that oneDNN's LSTM keeps until backward for each position: so many times its width, and so many times the wider
+of its width and its input's (found by measuring; a traced layer says that there are none)."""
 
 
 class LiveStorages(TorchDispatchMode):
@@ -87,12 +88,56 @@ class _TracedStorages(LiveStorages):
             self.live += max(0, needed - self.scratch)
             self.scratch = max(needed, self.scratch)
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if func is torch.ops.aten.mkldnn_rnn_layer.default:
-            output, *states, _ = result
-            workspace = output.new_empty(LSTM_WORKSPACE * output.nbytes, dtype=torch.uint8)
+        if func is torch.ops.aten.mkldnn_rnn_layer.default and args[-1]:  # in training
+            *outputs, workspace = result
+            workspace = workspace.new_empty(_lstm_workspace_bytes(args[0], n_hidden=args[10]))
             self._count(workspace.untyped_storage())
-            return output, *states, workspace
+            return (*outputs, workspace)
         return result
+
+
+def _lstm_workspace_bytes(inputs: Tensor, n_hidden: int) -> int:
+    """Of a layer whose inputs are (time, rows, n_in)."""
+    time, rows, n_in = inputs.shape
+    own, wider = LSTM_WORKSPACE[inputs.dtype]
+    return time * rows * (own * n_hidden + wider * max(n_in, n_hidden))
+
+
+@dataclass(frozen=True)
+class FullRows:
+    """The worst rows that a run's data can have.
+
+    context: tokens of each sequence
+    last:    whether something is learned at its last token alone, else at every one
+    pairs:   whether a row is a pair of sequences
+    values:  what stands beside each row (`Batch.values`): name → how many numbers
+    """
+
+    context: int
+    last: bool = False
+    pairs: bool = False
+    values: Mapping[str, int] = field(default_factory=dict)
+
+    def batch(self, rows: int) -> Batch:
+        """A batch of so many of them."""
+        sequences = 2 * rows if self.pairs else rows
+        tokens = torch.zeros((sequences, self.context), dtype=torch.int64)
+        first, every = (self.context - 1, self.context) if self.last else (0, 1)
+        positions = torch.arange(first, tokens.numel(), every)
+        weight = float(rows if self.pairs else len(positions))
+        values = {name: torch.zeros(rows, numbers) for name, numbers in self.values.items()}
+        return _Full(tokens, tokens, positions, torch.arange(rows), weight, values, self.pairs, self)
+
+
+@dataclass(frozen=True)
+class _Full(Batch):
+    """A batch that is cut without looking at its values, which a traced tensor has not."""
+
+    like: FullRows = FullRows(1)
+
+    def split(self, micro_batch_size: int) -> Iterator[Batch]:
+        for start in range(0, len(self), micro_batch_size):
+            yield self.like.batch(min(micro_batch_size, len(self) - start))
 
 
 def predict_peak_bytes(
@@ -103,11 +148,9 @@ def predict_peak_bytes(
     precision: Precision,
     micro_batch_size: int,
     batch_size: int,
-    context: int,
-    classes: int = 0,
+    rows: FullRows,
 ) -> int:
-    """Peak bytes of live tensors in training steps of `batch_size` full rows, on a CPU; with `classes`, of texts that
-    have one of them.
+    """Peak bytes of live tensors in training steps of `batch_size` of these rows, on a CPU.
 
     `make_model` makes the model as the run would, `make_objective` the objective, with a teacher if it has one; here
     they get no memory.
@@ -117,31 +160,13 @@ def predict_peak_bytes(
         model = make_model()
         engine = Engine(model, make_objective(), Optimizer(model, settings), cpu, precision, micro_batch_size, 1.0)
         # More than two micro-batches need no more memory than two: the gradients are there after the first.
-        batch = full_batch(min(batch_size, 2 * micro_batch_size), context, classes)
+        batch = rows.batch(min(batch_size, 2 * micro_batch_size))
         for parameter in engine.optimizer.parameters:
             parameter.grad = torch.zeros_like(parameter)
         descend(engine)  # the optimizer's state appears
         gradients(engine, batch)
         descend(engine)
     return storages.peak
-
-
-def full_batch(rows: int, context: int, classes: int = 0) -> Batch:
-    """The worst batch there is: every row full, every position supervised; of texts with `classes`, the last one."""
-    tokens = torch.zeros((rows, context), dtype=torch.int64)
-    positions = torch.arange(context - 1, rows * context, context) if classes else torch.arange(rows * context)
-    values = {"teacher": torch.zeros(rows, classes)} if classes else {}
-    return _Full(tokens, tokens, positions, torch.arange(rows), float(len(positions)), values)
-
-
-class _Full(Batch):
-    """A batch that is cut without looking at its values, which a traced tensor has not."""
-
-    def split(self, micro_batch_size: int) -> Any:
-        classes = self.values["teacher"].shape[1] if self.values else 0
-        for start in range(0, len(self), micro_batch_size):
-            rows = min(micro_batch_size, len(self) - start)
-            yield full_batch(rows, self.tokens.shape[1], classes)
 
 
 def choose_micro_batch(predict: Callable[[int], int], batch_size: int, available: int) -> tuple[int, int]:

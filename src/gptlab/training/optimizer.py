@@ -177,7 +177,7 @@ def _muon(settings: OptimizerSettings, parameters: list[nn.Parameter]) -> torch.
     if not parameters:
         raise RecipeError(
             "optimizer.kind = muon is for the weights of the linear layers inside the blocks, and none of them is "
-            "trained here (LoRA keeps them as they are): take optimizer.kind=adamw"
+            "trained here (LoRA keeps them as they are, an RNN has none): take optimizer.kind=adamw"
         )
     return torch.optim.Muon(
         parameters,

@@ -24,10 +24,9 @@ SHAPE = ("cell", "n_layer", "n_head", "n_embd", "n_hidden", "vocab_size")
 
 
 def make_origin(
-    data: Prepared, device: torch.device, model: Model, command: str, start: Start | None = None,
-    teacher: Tree | None = None,
+    data: Prepared, device: torch.device, model: Model, command: str, start: Start | None, asked: Tree,
 ) -> Tree:  # fmt: skip
-    """Where a run comes from, as origin.json keeps it."""
+    """Where a run comes from, as origin.json keeps it. `asked`: what it says of a model that the run asks."""
     import numpy as np
 
     return {
@@ -37,14 +36,14 @@ def make_origin(
         "parameters": parameter_count(model),
         "shape": {name: value for name, value in asdict(model.shape).items() if name in SHAPE},
         **({"trainable": counts} if (counts := trainable_counts(model))["trainable"] < counts["all"] else {}),
-        **({"labels": list(data.vocabulary.labels)} if data.vocabulary.labels else {}),
+        **({"labels": list(data.vocabulary.labels or ())} if data.vocabulary.task == "classification" else {}),
         "versions": {
             "gptlab": __version__, "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "platform": platform.platform(),
         },
         "commit": _commit(),
         **({"start": _start(start, data)} if start else {}),
-        **({"teacher": teacher} if teacher else {}),
+        **asked,
         "data": {
             "fingerprints": dict(data.fingerprints),
             "table": [asdict(row) for row in data.table],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from filelock import FileLock
@@ -16,11 +16,14 @@ from gptlab.data.counts import SourceCounts
 from gptlab.data.dialogues import DialogueCounts, DialogueSettings, prepare_dialogues
 from gptlab.data.label_rows import LabelRows
 from gptlab.data.labels import LabelCounts, LabelSettings, prepare_labels
+from gptlab.data.preference_rows import PreferenceRows
+from gptlab.data.preferences import PreferenceCounts, PreferenceSettings, Targets, prepare_preferences
 from gptlab.data.reading import PrepareProgress
 from gptlab.data.splitting import Split
 from gptlab.data.windows import ScoredWindows, TrainingWindows
 from gptlab.errors import CheckpointError, GptlabError, RecipeError
 from gptlab.hub import cache_folder
+from gptlab.model.classifier import REWARD
 from gptlab.run.checkpoint import verify_folder, write_folder
 from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer, TokenizerSettings, resolve_tokenizer
@@ -39,7 +42,7 @@ TOKENIZER_CHARACTERS = 200_000_000
 class Prepared:
     """A recipe's data, ready to be learned from.
 
-    template:     of dialogues; None for plain text and labels
+    template:     of dialogues and pairs; None for plain text and labels
     table:        what each source gave
     fingerprints: of each split, by which a second preparation can be told from this one
     folder:       where it is kept; None for texts with labels, which are read anew
@@ -50,12 +53,13 @@ class Prepared:
     rows: Rows
     validation: Rows
     test: Rows | None
-    table: Sequence[SourceCounts] | Sequence[DialogueCounts] | Sequence[LabelCounts]
+    table: Sequence[SourceCounts] | Sequence[DialogueCounts] | Sequence[LabelCounts] | Sequence[PreferenceCounts]
     fingerprints: Mapping[Split, str]
     folder: Path | None
     vocabulary: Vocabulary
     bytes_per_token: float
-    """UTF-8 bytes of validation text a token stands for: how well the tokenizer fits it."""
+    """UTF-8 bytes of validation text (of dialogues and pairs, of the answers) a token stands for: how well the
+    tokenizer fits it."""
     example: str
     """The beginning of the first training row, its tokens divided by ·"""
     separator: str = ""
@@ -68,12 +72,25 @@ class Prepared:
         return {split: rows for split, rows in every.items() if rows is not None}
 
     @property
+    def items(self) -> Literal["tokens", "texts", "pairs"]:
+        """What a step's weight counts."""
+        if isinstance(_without_values(self.rows), PreferenceRows):
+            return "pairs"
+        return "tokens" if self.vocabulary.labels is None else "texts"
+
+    @property
     def tokens_an_item(self) -> float:
-        """Tokens that are read for each item that a step's weight counts: one of a text, all of a row with a label."""
-        if self.vocabulary.labels is None:
+        """Tokens that are read for each item that a step's weight counts: one of a text, all of a text with a label or
+        of a pair."""
+        if self.items == "tokens":
             return 1.0
-        rows = self.labelled()["train"]
+        rows = cast(LabelRows | PreferenceRows, _without_values(self.rows))
         return rows.tokens / rows.scored
+
+    @property
+    def longest(self) -> int:
+        """Positions that a training row takes, at most."""
+        return self.pairs()["train"].max_length if self.items == "pairs" else self.rows.context
 
     def text(self) -> dict[Split, TextRows]:
         """The rows of each split of a text or of dialogues."""
@@ -81,8 +98,19 @@ class Prepared:
 
     def labelled(self) -> dict[Split, LabelRows]:
         """The rows of each split of texts with labels."""
-        inner = {split: rows.inner if isinstance(rows, ValuedRows) else rows for split, rows in self.splits.items()}
-        return {split: cast(LabelRows, rows) for split, rows in inner.items()}
+        return {split: cast(LabelRows, _without_values(rows)) for split, rows in self.splits.items()}
+
+    def pairs(self) -> dict[Split, PreferenceRows]:
+        """The rows of each split of preferences."""
+        return {split: cast(PreferenceRows, _without_values(rows)) for split, rows in self.splits.items()}
+
+    def with_rows(self, rows: Mapping[Split, Rows]) -> Prepared:
+        """The same data with these rows, which have more beside them."""
+        return replace(self, rows=rows["train"], validation=rows["validation"], test=rows.get("test"))
+
+
+def _without_values(rows: Rows) -> Rows:
+    return rows.inner if isinstance(rows, ValuedRows) else rows
 
 
 def prepare(recipe: Recipe, progress: Progress, start: Start | None = None) -> Prepared:
@@ -102,6 +130,8 @@ def prepare(recipe: Recipe, progress: Progress, start: Start | None = None) -> P
                 prepared, warnings = _dialogues(recipe, recipe.data, tokenizer, start, on_progress)
             case LabelSettings():
                 prepared, warnings = _labels(recipe, recipe.data, tokenizer, start, on_progress)
+            case PreferenceSettings():
+                prepared, warnings = _preferences(recipe, recipe.data, tokenizer, start, on_progress)
     for warning in warnings:
         progress.say(f"warning: {warning}")
     return prepared
@@ -136,10 +166,7 @@ def _corpus(
 def _dialogues(
     recipe: Recipe, settings: DialogueSettings, tokenizer: Tokenizer, start: Start | None, on_progress: OnProgress
 ) -> tuple[Prepared, list[str]]:
-    template = _template(settings.template, tokenizer, start)
-    before = tokenizer.vocab_size
-    tokenizer = tokenizer.with_special_tokens(template.special_tokens)
-    vocabulary = Vocabulary(tokenizer.vocab_size, before if tokenizer.vocab_size > before else None)
+    template, tokenizer, vocabulary = _templated(settings.template, tokenizer, start)
     dialogues = prepare_dialogues(
         settings, tokenizer, template, context=recipe.model.numbers()["context"], seed=recipe.seed,
         on_progress=on_progress,
@@ -150,6 +177,33 @@ def _dialogues(
         dialogues.validation.text_bytes / dialogues.validation.scored, dialogues.train.example(tokenizer),
     )  # fmt: skip
     return prepared, dialogues.warnings
+
+
+def _preferences(
+    recipe: Recipe, settings: PreferenceSettings, tokenizer: Tokenizer, start: Start | None, on_progress: OnProgress
+) -> tuple[Prepared, list[str]]:
+    template, tokenizer, vocabulary = _templated(settings.template, tokenizer, start)
+    targets: Targets = "answers"
+    if recipe.objective.kind == "reward":
+        targets, vocabulary = "last", replace(vocabulary, labels=REWARD)
+    pairs = prepare_preferences(
+        settings, tokenizer, template, context=recipe.model.numbers()["context"], targets=targets, seed=recipe.seed,
+        on_progress=on_progress,
+    )  # fmt: skip
+    prepared = Prepared(
+        tokenizer, template, pairs.train, pairs.validation, pairs.test, pairs.table, pairs.fingerprints, pairs.folder,
+        vocabulary, pairs.validation.answer_bytes / int(pairs.validation.lengths().sum()),
+        pairs.train.example(tokenizer),
+    )  # fmt: skip
+    return prepared, pairs.warnings
+
+
+def _templated(name: str | None, tokenizer: Tokenizer, start: Start | None) -> tuple[Template, Tokenizer, Vocabulary]:
+    """The template of turns, the tokenizer with the tokens that it needs, and what that makes the vocabulary."""
+    template, before = _template(name, tokenizer, start), tokenizer.vocab_size
+    tokenizer = tokenizer.with_special_tokens(template.special_tokens)
+    after = tokenizer.vocab_size
+    return template, tokenizer, Vocabulary(after, before if after > before else None)
 
 
 def _labels(

@@ -102,7 +102,7 @@ class LineProgress(Progress):
 
 
 class TerminalProgress(LineProgress):
-    """A bar with loss, validation loss, tokens or texts a second, share of the machine's peak, memory and time left."""
+    """A bar with loss, validation loss, items a second, share of the machine's peak, memory and time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,9 @@ def make_progress() -> Progress:
 
 def _bar_words(record: Mapping[str, Any]) -> str:
     peak = f" ({share(record['peak_share'])} of peak)" if "peak_share" in record else ""
-    unit = "texts" if "matthews" in record else "tokens"  # what a step's weight counts
+    unit = (
+        "texts" if "matthews" in record else "pairs" if "margin" in record else "tokens"
+    )  # what a step's weight counts
     rate = f"{record['tokens_per_second']:,.{0 if record['tokens_per_second'] >= 10 else 1}f} {unit}/s{peak}"
     entropy = f" (cross-entropy {record['cross_entropy']:.3f})" if "cross_entropy" in record else ""
     accuracy = _accuracy(record, " · accuracy ")
@@ -232,7 +234,8 @@ def _bar_words(record: Mapping[str, Any]) -> str:
 
 
 def _accuracy(scores: Mapping[str, Any], before: str) -> str:
-    """A classifier's accuracy, 0.741 as "74.1 %"; of a language model nothing."""
+    """A classifier's accuracy, or how often a chosen answer is above the rejected one, 0.741 as "74.1 %"; of a language
+    model nothing."""
     return f"{before}{100 * scores['accuracy']:.1f} %" if "accuracy" in scores else ""
 
 
@@ -250,6 +253,8 @@ def _scores_line(event: str, step: int, scores: Mapping[str, float]) -> str:
     if "cross_entropy" in scores:
         words += f" (cross-entropy {scores['cross_entropy']:.4f})"
     words += _accuracy(scores, ", accuracy ")
+    if "margin" in scores:
+        words += f", margin {scores['margin']:.4f}"
     if "matthews" in scores:
         words += f", Matthews {scores['matthews']:.3f}, F1 {scores['f1']:.3f}"
     if "perplexity" in scores:

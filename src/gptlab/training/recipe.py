@@ -17,16 +17,20 @@ from gptlab import settings
 from gptlab.data.corpus import CorpusSettings
 from gptlab.data.dialogues import DialogueSettings
 from gptlab.data.labels import LabelSettings
+from gptlab.data.preferences import PreferenceSettings
 from gptlab.errors import RecipeError, nearest
 from gptlab.evaluation.samples import SampleSettings
 from gptlab.model.build import SIZES, ModelSettings
 from gptlab.model.lora import LoraSettings
 from gptlab.objectives.classification import ClassificationSettings
 from gptlab.objectives.distillation import DistillationSettings
+from gptlab.objectives.dpo import DPOSettings
 from gptlab.objectives.language import LanguageSettings
+from gptlab.objectives.reward import RewardSettings
 from gptlab.settings import Section, Tree
 from gptlab.text.tokenizer import TokenizerSettings
 from gptlab.training.cadence import CLASS_METRICS, CheckpointSettings, ValidationSettings
+from gptlab.training.defaults import OBJECTIVES, with_defaults
 from gptlab.training.optimizer import OptimizerSettings
 from gptlab.training.schedule import ScheduleSettings
 
@@ -76,55 +80,19 @@ def _kind_of(usual: str) -> Discriminator:
 DataSettings = Annotated[
     Annotated[CorpusSettings, Tag("corpus")]
     | Annotated[DialogueSettings, Tag("dialogues")]
-    | Annotated[LabelSettings, Tag("labels")],
+    | Annotated[LabelSettings, Tag("labels")]
+    | Annotated[PreferenceSettings, Tag("preferences")],
     _kind_of("corpus"),
 ]
 
 ObjectiveSettings = Annotated[
     Annotated[LanguageSettings, Tag("language")]
     | Annotated[ClassificationSettings, Tag("classification")]
-    | Annotated[DistillationSettings, Tag("distillation")],
+    | Annotated[DistillationSettings, Tag("distillation")]
+    | Annotated[RewardSettings, Tag("reward")]
+    | Annotated[DPOSettings, Tag("dpo")],
     _kind_of("language"),
 ]
-
-
-DEFAULTS: dict[str, Tree] = {
-    "new": {
-        "optimizer": {"kind": "muon", "learning_rate": 3e-3, "matrix_learning_rate": 1e-2, "momentum": 0.95},
-        "schedule": {"kind": "wsd", "warmup_steps": 50, "decay_fraction": 0.4, "final_fraction": 0.0},
-    },
-    "tuned": {
-        "optimizer": {"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.0},
-        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
-    },
-    "adapted": {
-        "optimizer": {"kind": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0},
-        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
-    },
-    "small": {
-        "optimizer": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
-        "schedule": {"kind": "linear", "warmup_steps": 50, "final_fraction": 0.0},
-    },
-}
-"""What a recipe gets that does not name an optimizer or a schedule: for a new model, one that is tuned, one tuned by
-LoRA; and for RNNs, new classifiers and a new head alone. A new model's is what learned most in the same minutes
-(docs/log.md)."""
-
-
-SAMPLED_TEXTS = 2000
-"""`validation.sampled_rows` of texts with labels, where it is not given: they are short, and 128 of them say little."""
-
-
-def _defaults(tree: Tree) -> dict[str, Tree]:
-    def of(section: str, key: str) -> Any:
-        there = tree.get(section)
-        return there.get(key) if isinstance(there, dict) else None
-
-    if of("training", "parameters") == "head":
-        return DEFAULTS["small"]
-    if tree.get("start") is not None:
-        return DEFAULTS["tuned" if tree.get("lora") is None else "adapted"]
-    return DEFAULTS["new" if of("model", "kind") in (None, "gpt") and of("data", "kind") != "labels" else "small"]
 
 
 OF_A_NEW_MODEL = {"kind": "gpt"} | dict.fromkeys(("size", "n_layer", "n_head", "n_embd", "n_hidden"))
@@ -155,24 +123,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, tree: Any) -> Any:
-        """Objective, optimizer and schedule that suit what is trained, where the recipe chooses no kind itself."""
-        if not isinstance(tree, dict):
-            return tree
-        defaults = _defaults(tree)
-        model, data = tree.get("model"), tree.get("data")
-        chosen_later = (
-            ("learning_rate", "matrix_learning_rate") if isinstance(model, dict) and model.get("size") == "auto" else ()
-        )
-        filled = dict(tree)
-        if isinstance(data, dict) and data.get("kind") == "labels":
-            filled.setdefault("objective", {"kind": "classification"})
-            if isinstance(given := tree.get("validation", {}), dict):
-                filled["validation"] = {"sampled_rows": SAMPLED_TEXTS, **given}
-        for section, values in defaults.items():
-            given = tree.get(section, {})
-            if isinstance(given, dict) and given.get("kind", values["kind"]) == values["kind"]:
-                filled[section] = {**{key: v for key, v in values.items() if key not in chosen_later}, **given}
-        return filled
+        return with_defaults(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Recipe:
@@ -196,21 +147,41 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _objective_fits_the_data(self) -> Recipe:
-        labels, kind = self.data.kind == "labels", self.objective.kind
-        if labels and kind == "language":
-            raise ValueError("objective.kind = language: labels are learned by kind = classification or distillation")
-        if not labels and kind == "classification":
-            raise ValueError(f"objective.kind = classification: wants data.kind = labels, not {self.data.kind}")
-        if not labels and self.training.parameters == "head":
-            raise ValueError("training.parameters = head: is for a classifier, and this is a language model")
-        if labels and self.training.tokens is not None:
-            raise ValueError("training.tokens: texts with labels are counted in epochs, steps or minutes")
-        if labels and (self.samples.prompts or self.samples.reward):
-            raise ValueError("samples: a classifier writes nothing; leave prompts and reward out")
+        kind, able = self.objective.kind, OBJECTIVES[self.data.kind]
+        if kind not in able:
+            others = [data for data, objectives in OBJECTIVES.items() if kind in objectives]
+            raise ValueError(
+                f"objective.kind = {kind}: wants data.kind = {' or '.join(others)}; {self.data.kind} are learned by "
+                f"kind = {' or '.join(able)}"
+            )
+        if self.training.tokens is not None and not self.of_text:
+            counted = "pairs" if self.data.kind == "preferences" else "texts with labels"
+            raise ValueError(f"training.tokens: {counted} are counted in epochs, steps or minutes")
+        if not self.writes and (self.samples.prompts or self.samples.reward):
+            whom = "a reward model" if kind == "reward" else "a classifier"
+            raise ValueError(f"samples: {whom} writes nothing; leave prompts and reward out")
         return self
 
     @model_validator(mode="after")
+    def _aligns_what_there_is(self) -> Recipe:
+        if self.objective.kind == "dpo" and self.start is None:
+            raise ValueError("objective.kind = dpo: tunes a model that can answer: it wants a start")
+        return self
+
+    @property
+    def of_text(self) -> bool:
+        """Whether tokens are learned, and not texts or pairs as a whole."""
+        return self.data.kind in ("corpus", "dialogues")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is a language model that is trained."""
+        return self.data.kind != "labels" and self.objective.kind != "reward"
+
+    @model_validator(mode="after")
     def _trains_something(self) -> Recipe:
+        if self.training.parameters == "head" and self.writes:
+            raise ValueError("training.parameters = head: is for a classifier, and this is a language model")
         if self.training.parameters == "head" and (self.start is None or self.lora is not None):
             raise ValueError("training.parameters = head: wants a start whose body stays as it is, and no [lora]")
         return self
@@ -219,16 +190,17 @@ class Recipe(Section):
     def _auto_has_minutes(self) -> Recipe:
         if self.model.size == "auto" and self.training.minutes is None:
             raise ValueError("model.size = auto: chooses for a time, so it wants training.minutes")
-        if self.model.size == "auto" and self.data.kind == "labels":
-            raise ValueError("model.size = auto: is chosen by what a language model learns; give a classifier its size")
+        if self.model.size == "auto" and not self.of_text:
+            raise ValueError("model.size = auto: is chosen by what a language model learns; give this one its size")
         return self
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Recipe:
         if self.validation.best_by == "reward" and self.samples.reward is None:
             raise ValueError("validation.best_by = reward: wants samples.reward, the model that scores answers")
-        if self.validation.best_by in CLASS_METRICS and self.data.kind != "labels":
-            raise ValueError(f"validation.best_by = {self.validation.best_by}: wants data.kind = labels")
+        by, kinds = self.validation.best_by, ("labels", "preferences")
+        if by in CLASS_METRICS and self.data.kind not in (kinds if by == "accuracy" else kinds[:1]):
+            raise ValueError(f"validation.best_by = {by}: wants data.kind = labels")
         return self
 
     @field_validator("name")

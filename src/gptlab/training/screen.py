@@ -13,13 +13,16 @@ from gptlab.data.batch import steps_per_epoch
 from gptlab.data.counts import SourceCounts
 from gptlab.data.dialogues import DialogueCounts
 from gptlab.data.labels import LabelCounts
+from gptlab.data.preferences import PreferenceCounts
 from gptlab.device import Precision, describe_device
 from gptlab.errors import RunError
 from gptlab.model.build import parameter_count
-from gptlab.model.classifier import is_classifier
+from gptlab.model.classifier import is_classifier, task_of
 from gptlab.model.folder import Model
 from gptlab.model.gpt import GPTShape
 from gptlab.model.lora import lora_settings, trainable_counts
+from gptlab.objectives.distillation import DistillationSettings
+from gptlab.objectives.dpo import DPOObjective, DPOSettings
 from gptlab.training.fit import Fit
 from gptlab.training.length import Length
 from gptlab.training.prepare import Prepared
@@ -54,7 +57,13 @@ def sources_table(data: Prepared) -> tuple[list[str], list[list[str]]]:
         [row.name, row.split, number(row.texts), number(row.tokens), row.lengths, row.classes_in_words, row.remarks]
         for row in data.table if isinstance(row, LabelCounts)
     ]  # fmt: skip
-    return ["source", "split", "texts", "tokens", "tokens a text (50, 90, 99 %, most)", "classes", "remarks"], rows
+    if rows:
+        return ["source", "split", "texts", "tokens", "tokens a text (50, 90, 99 %, most)", "classes", "remarks"], rows
+    rows = [
+        [row.name, row.split, number(row.pairs), number(row.tokens), row.lengths, row.remarks]
+        for row in data.table if isinstance(row, PreferenceCounts)
+    ]  # fmt: skip
+    return ["source", "split", "pairs", "tokens", "tokens a side (50, 90, 99 %, most)", "remarks"], rows
 
 
 def screen(
@@ -66,10 +75,9 @@ def screen(
     epoch_steps = steps_per_epoch(len(data.rows), training.batch_size)
     rows = min(training.batch_size, len(data.rows))
     learned = data.rows.scored / len(data.rows)  # a row of a corpus has as many as it is long
-    labels = data.vocabulary.labels
     if length.total is not None:
         epochs = length.total / epoch_steps
-        seen = f"{large(round(epochs * data.rows.scored))} {'texts' if labels else 'tokens'}"
+        seen = f"{large(round(epochs * data.rows.scored))} {data.items}"
         steps = f"{number(length.total)} steps = {epochs:.2f} epochs = {seen}; the time is said after ten"
     else:
         steps = f"{duration(length.seconds or 0)}; how many steps that is, is said after ten"
@@ -78,11 +86,11 @@ def screen(
     micro = f"micro-batches of {fit.micro_batch_size}" if fit.micro_batch_size < training.batch_size else "all at once"
     template = f"; turns by the template {data.template.name}" if data.template else ""
     step = f"{training.batch_size} rows × {learned:.0f} = {number(round(rows * learned))} tokens"
-    if labels:
-        step = f"{training.batch_size} texts of {data.tokens_an_item:.0f} tokens in the mean"
+    if data.items != "tokens":
+        step = f"{training.batch_size} {data.items} of {data.tokens_an_item:.0f} tokens in the mean"
     lines = {
         "tokenizer": f"{number(data.tokenizer.vocab_size)} tokens, {data.bytes_per_token:.2f} bytes a token{template}",
-        "model": _model_in_words(model, start),
+        "model": _model_in_words(model, start, data),
         "objective": f"{_objective_in_words(recipe)}; {_first_loss(recipe, data, model, start)}",
         "step": f"{step}, {micro}; {recipe.optimizer.kind}, rate {recipe.optimizer.learning_rate:g}{matrices}, "
         f"{recipe.schedule.kind}",
@@ -95,36 +103,49 @@ def screen(
     return "\n".join(f"  {what:<{width}}  {words}" for what, words in lines.items())
 
 
-def _model_in_words(model: Model, start: Start | None) -> str:
+def _model_in_words(model: Model, start: Start | None, data: Prepared) -> str:
     shape, trained = model.shape, trainable_counts(model)
     if isinstance(shape, GPTShape):
         words = f"n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_head {shape.n_head}, context {shape.context}, "
     else:
         words = f"{shape.cell}, n_layer {shape.n_layer}, n_embd {shape.n_embd}, n_hidden {shape.n_hidden}, "
-    head = f"{len(model.labels)} classes" if is_classifier(model) else "tied" if shape.tie_head else "not tied"
-    words += f"head {head}: {large(parameter_count(model))} parameters"
+    words += f"head {_head_in_words(model)}: {large(parameter_count(model))} parameters"
     parts = {name: count for name, count in trained.items() if name not in ("trainable", "all") and count}
     if trained["trainable"] < trained["all"]:
         listed = ", ".join(f"{name.replace('_', ' ')} {number(count)}" for name, count in parts.items())
         share = trained["trainable"] / trained["all"]
         words += f", {number(trained['trainable'])} of them trained ({share:.2%}: {listed})"
-    if start and start.labels and is_classifier(model) and set(start.labels) != set(model.labels):
+    if start and start.labels and not start.is_for(data.vocabulary):
         return f"{words}; from {start.name}, whose head for other classes ({len(start.labels)}) gives way to a new one"
     return f"{words}; from {start.name}" if start else words
 
 
+def _head_in_words(model: Model) -> str:
+    if not is_classifier(model):
+        return "tied" if model.shape.tie_head else "not tied"
+    return "of one reward" if task_of(model.labels) == "reward" else f"{len(model.labels)} classes"
+
+
 def _objective_in_words(recipe: Recipe) -> str:
-    settings = recipe.objective
-    if settings.kind != "distillation":
-        return settings.kind
-    return f"distillation from {settings.teacher}, alpha {settings.alpha:g}, temperature {settings.temperature:g}"
+    match recipe.objective:
+        case DistillationSettings() as settings:
+            weights = f"alpha {settings.alpha:g}, temperature {settings.temperature:g}"
+            return f"distillation from {settings.teacher}, {weights}"
+        case DPOSettings() as settings:
+            against = f" against {recipe.start}" if settings.needs_reference else ""
+            loss = "" if settings.loss == "sigmoid" else f", {settings.loss}"
+            smoothing = f", label smoothing {settings.label_smoothing:g}" if settings.label_smoothing else ""
+            return f"dpo{against}, beta {settings.beta:g}{loss}{smoothing}"
+    return "a reward model" if recipe.objective.kind == "reward" else recipe.objective.kind
 
 
 def _first_loss(recipe: Recipe, data: Prepared, model: Model, start: Start | None) -> str:
+    if data.items == "pairs":
+        return _first_loss_of_pairs(recipe)
     if labels := data.vocabulary.labels:
         counts = data.labelled()["train"].counts()
         most = f"always {labels[int(counts.argmax())]!r} is right for {counts.max() / counts.sum():.1%} of training"
-        if start is not None and set(start.labels or ()) == set(labels):
+        if start is not None and start.is_for(data.vocabulary):
             return f"its loss is measured before the first step; {most}"
         if recipe.objective.kind == "distillation":
             return f"guessing costs {math.log(len(labels)):.2f} (ln {len(labels)}) beside the teacher's part; {most}"
@@ -138,6 +159,16 @@ def _first_loss(recipe: Recipe, data: Prepared, model: Model, start: Start | Non
     )  # weights N(0, 0.02²), a normed state
     formula = f"ln {number(model.shape.vocab_size)} + {model.shape.n_embd} · 0.02² / 2"
     return f"a first loss near {first_loss:.2f} ({formula}) is right"
+
+
+def _first_loss_of_pairs(recipe: Recipe) -> str:
+    if isinstance(recipe.objective, DPOSettings):
+        wanted = DPOObjective(recipe.objective).loss_at_reference
+        if wanted is None:
+            return "its loss is measured before the first step"
+        formula = "ln 2" if recipe.objective.loss == "sigmoid" else "1 / 4β²"
+        return f"a first loss of {wanted:.4g} ({formula}) and margins of 0 are right, and checked before the first step"
+    return "guessing costs 0.69 (ln 2) and is right for half of the pairs"
 
 
 def _existing(path: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gptlab.errors import CheckpointError, RecipeError, TokenizerError
 from gptlab.model.adapter import is_adapter, load_adapter
 from gptlab.model.build import build_model
-from gptlab.model.classifier import as_classifier, new_model
+from gptlab.model.classifier import Task, as_classifier, new_model, task_of
 from gptlab.model.folder import Model, Shape, load_model, read_labels, read_shape
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.lora import LoraSettings, add_lora, freeze_body, train_new_rows
@@ -31,7 +31,7 @@ class Start:
     folder:   where it is (of nanoGPT's: the file)
     shape:    as it is there
     template: as it is there; of a run that continues, the run's own
-    labels:   of a classifier, its classes; None for a language model
+    labels:   of a classifier, its classes; of a reward model, its one output; None for a language model
     continued: whether a run goes on from a checkpoint
     own:      whether `folder` is the run's own (a checkpoint, or its base), which has only the layers that it keeps
     """
@@ -44,6 +44,12 @@ class Start:
     labels: tuple[str, ...] | None = None
     continued: bool = False
     own: bool = False
+
+    def is_for(self, vocab: Vocabulary) -> bool:
+        """Whether it does already what is trained, so that it can be scored before: a classifier of other classes gets
+        a new head."""
+        same = vocab.task != "classification" or set(self.labels or ()) == set(vocab.labels or ())
+        return task_of(self.labels) == vocab.task and same
 
     def load(self, recipe: Recipe, vocab: Vocabulary, runs: Path) -> Model:
         """Its weights in the shape in which it is tuned, rows of added tokens at the mean of the others; a classifier's
@@ -91,12 +97,16 @@ class Vocabulary:
 
     size:        how many ids there are
     first_added: the first of those that the template added to the start's; None: it added none
-    labels:      of a classifier, its classes
+    labels:      of a classifier, its classes; of a reward model, its one output
     """
 
     size: int
     first_added: int | None = None
     labels: tuple[str, ...] | None = None
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.labels)
 
 
 def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start | None, Recipe]:
@@ -127,8 +137,9 @@ def find_start(recipe: Recipe, existing: Run | None, runs: Path) -> tuple[Start 
     model = recipe.model.model_copy(update={"context": context})
     template = _template(recipe, newest or folder, tokenizer)
     labels = read_labels(newest or folder)
-    if labels is not None and recipe.data.kind != "labels":
-        raise RecipeError(f"{recipe.start} is a classifier and cannot write; data.kind = labels tunes it")
+    if labels is not None and recipe.writes:
+        kind, data = ("reward model", "preferences") if task_of(labels) == "reward" else ("classifier", "labels")
+        raise RecipeError(f"{recipe.start} is a {kind} and cannot write; data.kind = {data} tunes it")
     start = Start(
         recipe.start, folder, shape, tokenizer, template, labels, continued=newest is not None, own=own is not None
     )
@@ -140,7 +151,7 @@ def _template(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None) -> Temp
     try:
         return read_template(folder, tokenizer)
     except TokenizerError:
-        if getattr(recipe.data, "template", None) is None and recipe.data.kind == "dialogues":
+        if recipe.data.kind in ("dialogues", "preferences") and recipe.data.template is None:
             raise
         return None
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +17,19 @@ import torch
 from gptlab.data.batch import ValuedRows
 from gptlab.data.label_rows import LabelRows
 from gptlab.data.labels import rows_of_texts
-from gptlab.data.locking import only_one
 from gptlab.data.splitting import Split
 from gptlab.device import Precision
-from gptlab.errors import CheckpointError, GptlabError, TokenizerError, UserError
+from gptlab.errors import TokenizerError, UserError
 from gptlab.evaluation.classification_scores import class_logits
 from gptlab.evaluation.scores import rows_at_once
-from gptlab.hub import cache_folder
-from gptlab.model.adapter import is_adapter
 from gptlab.model.gpt import GPTShape
-from gptlab.run.base import weights_fingerprint
-from gptlab.run.checkpoint import verify_folder, write_folder
-from gptlab.run.open import OpenModel, base_of
+from gptlab.run.open import OpenModel
 from gptlab.text.tokenizer import Tokenizer
+from gptlab.training.row_values import kept_values, model_fingerprint
 
 VERSION = 1
 """Of how logits are computed; those of another one are computed anew."""
 
-LOGITS = "logits.npy"
 SHOWN_NAMES = 5
 """An error that lists labels or tokens names at most so many."""
 
@@ -66,9 +59,18 @@ def taught_rows(
 
     def taught(split: Split, learned: LabelRows) -> ValuedRows:
         read = rows_of_texts(learned.texts, tokenizer, context=context, labels=known, separator=separator)
-        key = blake2b(f"{asked} {read.checksum}".encode(), digest_size=8).hexdigest()
-        folder = cache_folder() / "teachers" / key
-        logits = _kept_logits(folder, teacher, read, precision, lambda word: tell(f"{split}: {word}"))
+
+        def ask() -> np.ndarray:
+            return class_logits(
+                teacher.model, read, device=next(teacher.model.parameters()).device, precision=precision,
+                micro_batch_size=rows_at_once(read),
+                on_batch=lambda done, total: tell(f"{split}: {done:,}/{total:,} texts"),
+            )  # fmt: skip
+
+        logits = kept_values(
+            "teachers", "logits.npy", f"{asked} {read.checksum}", (len(read), len(known)), ask,
+            lambda: tell(f"{split}: another process asks the teacher"),
+        )  # fmt: skip
         return ValuedRows(learned, {"teacher": torch.from_numpy(logits[:, columns])})
 
     return {split: taught(split, learned) for split, learned in rows.items()}
@@ -95,46 +97,9 @@ def _some(names: Sequence[str]) -> str:
 
 def _fingerprint(teacher: OpenModel, precision: Precision, runs: Path) -> str:
     """All that the teacher's logits depend on but for the texts."""
-    folder, tokenizer = teacher.folder, teacher.require_tokenizer()
-    weights = [weights_fingerprint(folder)]
-    if is_adapter(folder):
-        weights.append(weights_fingerprint(base_of(folder, runs)))
+    weights, tokenizer = model_fingerprint(teacher.folder, runs), teacher.require_tokenizer()
     shape = asdict(teacher.model.shape)
     return json.dumps([VERSION, weights, shape, teacher.labels, tokenizer.fingerprint, precision.name])
-
-
-def _kept_logits(
-    folder: Path, teacher: OpenModel, rows: LabelRows, precision: Precision, tell: Callable[[str], None]
-) -> np.ndarray:
-    """The teacher's logits (rows, its classes) from `folder`, where they are put if they are not there, whole."""
-    shape = (len(rows), len(rows.labels))
-    with suppress(CheckpointError):
-        return _read(folder, shape)
-    try:
-        with only_one(folder, lambda: tell("another process asks the teacher")):
-            with suppress(CheckpointError):
-                return _read(folder, shape)
-            logits = class_logits(
-                teacher.model, rows, device=next(teacher.model.parameters()).device, precision=precision,
-                micro_batch_size=rows_at_once(rows),
-                on_batch=lambda done, total: tell(f"{done:,}/{total:,} texts"),
-            )  # fmt: skip
-            write_folder(folder, lambda temporary: np.save(temporary / LOGITS, logits), bytes_needed=logits.nbytes)
-            return logits
-    except OSError as error:
-        raise GptlabError(
-            f"{error.filename or folder}: cannot be written: {error.strerror}. Set GPTLAB_CACHE to a folder on another "
-            "disk."
-        ) from error
-
-
-def _read(folder: Path, shape: tuple[int, int]) -> np.ndarray:
-    """CheckpointError where there is nothing, or not what was written."""
-    verify_folder(folder)
-    logits: np.ndarray = np.load(folder / LOGITS, allow_pickle=False)
-    if logits.shape != shape or logits.dtype != np.float32:
-        raise CheckpointError(f"{folder}: has {logits.dtype} {logits.shape}; wanted float32 {shape}")
-    return logits
 
 
 def check_language_teacher(

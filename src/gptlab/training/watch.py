@@ -73,8 +73,8 @@ class RunWatcher:
     checkpoints: CheckpointSettings
     seed: int
     work_of_item: float
-    """Of the operations that the machine does at its peak in a second the share that a token, or a text with its label,
-    takes."""
+    """Of the operations that the machine does at its peak in a second the share that an item takes: a token, a text
+    with its label, a pair."""
     decided_once: dict[str, Any]
     progress: Progress
     stop_asked: Callable[[], bool] = lambda: False
@@ -92,7 +92,7 @@ class RunWatcher:
         })  # fmt: skip
         self.write_state(state, length, "running")
 
-    def evaluate_start(self, state: State) -> None:
+    def evaluate_start(self, state: State) -> dict[str, Any]:
         """What the start is worth on the whole validation set before it is tuned; it is no candidate for the best. What
         a run that was killed before its first save has measured already is not measured again."""
         if not self.run.metrics("validation"):
@@ -100,6 +100,7 @@ class RunWatcher:
             self._log_scores("validation", state, scores)
         if self.judge and not self.run.metrics("reward"):
             self._judge(state)
+        return self.run.metrics("validation")[0]
 
     def decided(self, state: State, length: Length) -> None:
         self.write_state(state, length, "running")
