@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -235,6 +236,23 @@ def test_a_share_by_prompt(prepare: Any, tmp_path: Path) -> None:
     assert set(asked(again.validation)) != prompts["validation"]
 
 
+def test_a_dialogue_that_is_published_at_several_depths_is_held_out_as_a_whole(prepare: Any, tmp_path: Path) -> None:
+    def at_depth(number: int, depth: int) -> Record:
+        turns = [
+            {"role": ("user", "assistant")[n % 2], "content": words(100 * number + n)} for n in range(2 * depth + 1)
+        ]
+        return {**record(number, depth), "prompt": turns}
+
+    records = [at_depth(number, depth) for number in range(60) for depth in range(3)]
+    preferences = prepare(write(tmp_path / "a.jsonl", records), validation={"share": 0.3})
+    begun = [
+        {messages[0].content for messages, _ in rows.prompts(512)}
+        for rows in (preferences.train, preferences.validation)
+    ]
+    assert not begun[0] & begun[1]
+    assert len(preferences.validation) == 3 * len(begun[1]) > 20
+
+
 def test_a_small_source_still_gives_validation_a_pair(prepare: Any, tmp_path: Path) -> None:
     for count in (2, 5, 25):
         path = write(tmp_path / f"{count}.jsonl", [record(1000 * count + n) for n in range(count)])
@@ -339,6 +357,20 @@ def test_a_cache_that_cannot_be_written(tokenizer: Tokenizer, tmp_path: Path) ->
             PreferenceSourceSettings(path=str(path)), tokenizer, Template.named("eos", EOS), context=64,
             targets="answers", cache=tmp_path / "file" / "cache",
         )  # fmt: skip
+
+
+def test_a_full_disk_is_left_without_a_part(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = write(tmp_path / "a.jsonl", [record(n) for n in range(9)])
+    for writer in ("row_file", "row_cache"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"gptlab.data.{writer}.sync", full)
+            with pytest.raises(GptlabError, match=r"cannot be written: No space left on device\. Make room"):
+                prepare(path)
+        assert {each.suffix for each in (tmp_path / "cache" / "preferences").iterdir()} <= {".lock"}
+    assert len(prepare(path).train) == 9
 
 
 def test_progress(prepare: Any, tmp_path: Path) -> None:

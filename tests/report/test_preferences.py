@@ -403,7 +403,7 @@ def test_answers_that_are_no_better_than_the_starts_are_said_to_be(
 
 def test_conversations_that_the_judge_could_not_read_are_counted(aligned: MakeRun, written: Written) -> None:
     page, _ = written(aligned(evaluation=compared(reward={**COMPARISON["reward"], "truncated": 7})))
-    assert "7 of the conversations were too long for the reward model" in page.text
+    assert "7 of the 400 conversations were too long for the reward model" in page.text
 
 
 def test_a_note_says_what_an_interval_of_one_point_is(aligned: MakeRun, written: Written) -> None:

@@ -15,7 +15,7 @@ import torch
 import gptlab
 from gptlab.data.batch import ValuedRows
 from gptlab.device import Precision
-from gptlab.errors import RecipeError, RunError, TrainingStopped, UserError
+from gptlab.errors import ModelError, RecipeError, RunError, TrainingStopped, UserError
 from gptlab.evaluation.preference_scores import answer_log_probs
 from gptlab.evaluation.reward_scores import open_reward
 from gptlab.model.classifier import REWARD, is_classifier
@@ -234,6 +234,9 @@ def test_a_reference_that_is_another_model_is_found_out_before_the_first_step(fo
         manifest.write_text(json.dumps(tree))
     with pytest.raises(TrainingStopped, match="before the first step the policy is not the reference"):
         train_recipe(recipe("second"))
+    stopped = Run.open(Path("runs/second"))
+    assert stopped.state["status"] == "stopped"
+    assert "the policy is not the reference" in stopped.metrics("note")[0]["text"]
 
 
 def test_simpo_needs_no_reference(folder: Path) -> None:
@@ -314,6 +317,27 @@ def test_an_rnn_answers_too(folder: Path) -> None:
     tokenizer.save(Path("gru"))
     run = train_recipe(recipe("dpo", start="gru"))
     assert run.evaluation["best"]["validation"]["accuracy"] > 0.9
+
+
+def test_a_comparison_that_fails_costs_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*models: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("no room for two")
+
+    monkeypatch.setattr("gptlab.training.pair_ending.compare_models", full)
+    run = train_recipe(recipe("dpo", training={"max_steps": 2}))
+    assert run.state["status"] == "finished"
+    assert run.evaluation["best"]["validation"]["pairs"] > 0
+    assert "against_start" not in run.evaluation
+    (note,) = run.metrics("note")
+    assert "not compared with its start: the memory is not enough" in note["text"]
+    assert "gptlab evaluate dpo --against small" in note["text"]
+
+
+def test_a_judge_that_is_not_there_is_missed_before_the_reference_is_asked(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"samples\.reward\) is not there"):
+        train_recipe(recipe("dpo", samples={"reward": "judge"}))
+    assert not kept(folder)
+    assert not Path("runs/dpo").exists()
 
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])

@@ -34,7 +34,7 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Of a recipe: validation, test or train.")] = "validation",
-    answers: Annotated[int, typer.Option(min=0, help="Of dialogues: so many prompts are answered.")] = 40,
+    answers: Annotated[int, typer.Option(min=0, help="Of dialogues, or --against: so many prompts are answered.")] = 40,
     reward: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A reward model, or default: it scores what is answered.")
     ] = None,

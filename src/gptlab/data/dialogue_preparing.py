@@ -40,7 +40,7 @@ class DialoguePreparation(RowPreparation[DialogueSource, list[Message], Tally, D
 
     def known(self, record: list[Message]) -> Known:
         key = digest_of(record, self.shares.seed)
-        return Known(key, key)
+        return Known(key, key, key)
 
     def beginning(self, record: list[Message]) -> str:
         return record[0].content

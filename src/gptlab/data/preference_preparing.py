@@ -20,7 +20,9 @@ from gptlab.text.dialogue import Message
 
 @dataclass(kw_only=True)
 class PreferencePreparation(RowPreparation[PreferenceSource, FoundPair, Tally, PreferenceCounts]):
-    """Of pairs, each known by its prompt, so that no prompt that is held out is trained on, whatever the answers."""
+    """Of pairs, each known by its prompt, so that no prompt that is held out is trained on, whatever the answers. A
+    share is divided by what a prompt begins with, for a dialogue is often published at several depths (of HH-RLHF's
+    test pairs 5 % have a prompt from which another one goes on, mostly with the chosen answer)."""
 
     kind: ClassVar[str] = "pairs"
     overlap_words: ClassVar[str] = "pair(s) have a prompt that also stands"
@@ -41,7 +43,8 @@ class PreferencePreparation(RowPreparation[PreferenceSource, FoundPair, Tally, P
     def known(self, record: FoundPair) -> Known:
         prompt, chosen, rejected = record.pair
         answers = [Message("assistant", chosen), Message("assistant", rejected)]
-        return Known(digest_of(prompt, self.shares.seed), digest_of([*prompt, *answers], self.shares.seed))
+        begins = next(place for place, turn in enumerate(prompt, start=1) if turn.role == "user")
+        return Known(*(digest_of(turns, self.shares.seed) for turns in (prompt[:begins], prompt, [*prompt, *answers])))
 
     def beginning(self, record: FoundPair) -> str:
         return record.pair.prompt[0].content

@@ -93,24 +93,29 @@ def _make(folder: Path, preparation: Preparation[C]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        preparation.run(partial)
+        headers, table = _write(partial, preparation)
+        stored = {
+            "splits": {split: asdict(header) for split, header in headers.items()},
+            "table": [vars(row) for row in table],
+        }
+        with (partial / COUNTS).open("wb") as file:
+            file.write(json.dumps(stored, indent=1, ensure_ascii=False).encode())
+            sync(file)
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged, else it would have been opened
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing goes on from a part, and a full disk needs the room
+
+
+def _write(folder: Path, preparation: Preparation[C]) -> tuple[Mapping[Split, Header], list[C]]:
+    """The rows, into `folder`; what is to be said of each split, and the table."""
+    try:
+        preparation.run(folder)
         table = preparation.table()
         check_rows(table, preparation.shares.held, preparation.kind)
-        headers = preparation.finish()
-    except GptlabError:
-        shutil.rmtree(partial)
-        raise
+        return preparation.finish(), table
     finally:
         preparation.close()
-    stored = {
-        "splits": {split: asdict(header) for split, header in headers.items()},
-        "table": [vars(row) for row in table],
-    }
-    with (partial / COUNTS).open("wb") as file:
-        file.write(json.dumps(stored, indent=1, ensure_ascii=False).encode())
-        sync(file)
-    shutil.rmtree(folder, ignore_errors=True)  # it is damaged, else it would have been opened
-    os.replace(partial, folder)
 
 
 def _open(folder: Path, splits: Sequence[Split], counts: Callable[..., C]) -> Prepared[C]:

@@ -49,10 +49,12 @@ C = TypeVar("C")
 class Known(NamedTuple):
     """What a record is known by.
 
-    key:   decides the side of a share; a training record must have none that is held out
+    side:  decides the side of a share: records that have the same are never divided
+    key:   a training record must have none that is held out
     whole: of two training records that have the same the second is a duplicate
     """
 
+    side: bytes
     key: bytes
     whole: bytes
 
@@ -201,7 +203,7 @@ class RowPreparation(ABC, Generic[S, R, T, C]):
             self._now = part
             for record in self.records(part.source):
                 known = self.known(record)
-                split = part.split if part.split != "train" else sent.get(known.key) or self.shares.side(known.key)
+                split = part.split if part.split != "train" else sent.get(known.side) or self.shares.side(known.side)
                 yield Item(part, split, record, known)
                 if time.monotonic() - self._reported_at > REPORT_SECONDS:
                     self.report()
@@ -216,7 +218,7 @@ class RowPreparation(ABC, Generic[S, R, T, C]):
             if part.split != "train":
                 continue
             looked_at = type(part.source)(part.source.settings)  # which leaves the part's own counts as they are
-            keys = {self.known(record).key for record in islice(self.records(looked_at), HEAD_DOCUMENTS)}
+            keys = {self.known(record).side for record in islice(self.records(looked_at), HEAD_DOCUMENTS)}
             for split in self.shares.held:
                 sides = {key: sent.get(key) or self.shares.side(key) for key in keys}
                 training = sorted(key for key, side in sides.items() if side == "train")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,20 @@ FORMATS = (".csv", ".tsv", ".jsonl")
 
 
 def check_predictions_file(file: Path) -> None:
-    """UserError where `file` can hold no predictions: another ending than .csv, .tsv and .jsonl, or no such folder."""
+    """UserError, before hours are spent, where `file` can hold no predictions: another ending than .csv, .tsv and
+    .jsonl, no such folder, or one in which nothing can be written."""
     if file.suffix.lower() not in FORMATS:
         raise UserError(f"{file}: predictions are written as {', '.join(FORMATS)}; name such a file")
     if file.is_dir():
         raise UserError(f"{file}: is a folder; name a file in it")
     if not file.parent.is_dir():
         raise UserError(f"{file}: there is no folder {file.parent}; make it, or name another")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        words = f"nothing can be written in {file.parent}: {error.strerror}"
+        raise UserError(f"{file}: {words}; name a file in another folder") from error
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
 """A model's folder, of whichever kind its config.json says: a GPT-2 in Hugging Face's format or nanoGPT's, an RNN in
-the lab's own; a language model or a classifier. Adapters have a reader of their own (adapter.py).
+the lab's own; a language model, a classifier or a reward model. Adapters have a reader of their own (adapter.py).
 """
 
 from __future__ import annotations

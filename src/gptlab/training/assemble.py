@@ -101,6 +101,7 @@ def train_recipe(
         recipe = choose_size(
             recipe, tokens=data.rows.scored, vocab_size=data.tokenizer.vocab_size, peak_flops=peak_flops
         )
+        judge = Judge.of(recipe.samples, data, recipe.seed, device, runs)
         size = start.tuned_shape(recipe, vocabulary.size).vocab_size if start else vocabulary.size
         lesson = make_lesson(
             recipe, data, other, vocabulary=vocabulary, vocab_size=size, device=place, precision=precision, runs=runs,
@@ -112,7 +113,6 @@ def train_recipe(
                 recipe, lambda: outline(recipe, vocabulary, start), lesson.outline, len(data.rows), lesson.rows,
                 held_bytes=lesson.held_bytes, device=place, precision=precision, kept=kept.get("micro_batch_size"),
             )  # fmt: skip
-        judge = Judge.of(recipe.samples, data, recipe.seed, device, runs)
         with torch.device("meta"):
             shapes = outline(recipe, vocabulary, start)
         folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
@@ -173,11 +173,11 @@ def train_recipe(
             machine = machine_in_words(place, precision, peak_flops, written_in)
             progress.say(screen(recipe, data, model, fit, length, machine, disk_bytes, start))
             watcher.began(state, length, command)
-            if start and not state.step and start.is_for(vocabulary):
-                scores = watcher.evaluate_start(state)
-                if isinstance(objective, DPOObjective):
-                    check_start(objective, scores, precision)
             try:
+                if start and not state.step and start.is_for(vocabulary):
+                    scores = watcher.evaluate_start(state)
+                    if isinstance(objective, DPOObjective):
+                        check_start(objective, scores, precision)
                 with stop_signals(progress.say) as watcher.stop_asked:
                     train(
                         engine, data.rows, batch_size=recipe.training.batch_size, seed=recipe.seed,

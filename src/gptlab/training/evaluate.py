@@ -3,7 +3,6 @@ recipe's, a file's), and on the tests of language models that are published."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +89,7 @@ def evaluate_model(
     """
     progress = progress or Progress()
     if predictions:
-        _check_writable(predictions)
+        check_predictions_file(predictions)
     with progress.busy(f"opening {name}"):
         opened = open_model(name, device=device, runs=runs, checkpoint=checkpoint)
     given = {"--reward": reward, "--against": against, "--predictions": predictions}
@@ -129,18 +128,6 @@ def evaluate_model(
         written, more = answers_alone(scoring, prompts, data.samples, reward=reward, seed=seed)
         metrics |= more
     return Evaluation(str(name), words, metrics, written)
-
-
-def _check_writable(predictions: Path) -> None:
-    """UserError, before hours are spent, where predictions cannot be written there."""
-    check_predictions_file(predictions)
-    try:
-        with tempfile.TemporaryFile(dir=predictions.parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{predictions}: nothing can be written in {predictions.parent}: {error.strerror}; name another folder"
-        ) from error
 
 
 def _check_task(opened: OpenModel, options: Mapping[str, str]) -> None:

@@ -74,7 +74,7 @@ def _implied_scores(scoring: Scoring, rows: PreferenceRows, words: str, log_prob
     if reference is None and settings.needs_reference:
         return {}
     named, before = {}, None
-    if reference is not None:
+    if reference is not None and settings.needs_reference:
         named = {"reference": reference.name}
         before = _read(answer_log_probs, scoring, reference, rows, f"{words} by {reference.name}")
     rewards = implicit_rewards(settings, log_probs, before, rows.lengths())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import RecipeError
+from gptlab.errors import ModelError, RecipeError
 from gptlab.evaluation.answers import Answer, answer
 from gptlab.evaluation.dialogue_scores import dialogue_scores
 from gptlab.evaluation.prompts import topic_prompts
@@ -35,12 +35,20 @@ class Judge:
 
     @classmethod
     def of(cls, samples: SampleSettings, data: Prepared, seed: int, device: str, runs: Path) -> Judge | None:
-        """The judge that `samples.reward` asks for. RecipeError where there are no dialogues to be judged."""
+        """The judge that `samples.reward` asks for. RecipeError where there are no dialogues to be judged, ModelError
+        where the reward model is not there."""
         if samples.reward is None:
             return None
         if data.template is None:
             raise RecipeError("samples.reward: judges answers, and this run learns plain text: it wants dialogues")
-        return cls(open_reward(samples.reward, device, runs), samples, data, seed)
+        try:
+            reward = open_reward(samples.reward, device, runs)
+        except ModelError as error:
+            raise ModelError(
+                f"the reward model (samples.reward) is not there: {error}. Train it first, name another, or leave it "
+                "out"
+            ) from error
+        return cls(reward, samples, data, seed)
 
     def scores(self, model: Model) -> dict[str, Any]:
         """`reward_scores` and `dialogue_scores` of the answers, and how many they are ("answers")."""

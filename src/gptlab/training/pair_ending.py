@@ -11,7 +11,7 @@ import numpy as np
 
 from gptlab.data.batch import ValuedRows
 from gptlab.data.splitting import Split
-from gptlab.errors import RunError
+from gptlab.errors import GptlabError
 from gptlab.evaluation.comparison import compare_models
 from gptlab.evaluation.other_text import OTHER_TEXT, other_text
 from gptlab.evaluation.preference_scores import answer_log_probs, pair_rewards, preference_scores
@@ -20,6 +20,7 @@ from gptlab.evaluation.scores import Scorer
 from gptlab.model.folder import Model
 from gptlab.objectives.dpo import DPOObjective, DPOSettings
 from gptlab.run.open import OpenModel
+from gptlab.training.fit import memory_errors
 from gptlab.training.judge import Judge
 from gptlab.training.loop import Engine
 from gptlab.training.prepare import Prepared
@@ -93,14 +94,20 @@ class Comparing:
     def with_start(
         self, engine: Engine, data: Prepared, policy: Model, name: str, progress: Progress
     ) -> dict[str, Any]:
-        """`compare_models` of the policy called `name` and its start, on held-out prompts; {} where the start is not
-        there any more, which is said."""
+        """`compare_models` of the policy called `name` and its start, on held-out prompts; {} where that cannot be (the
+        start is not there any more, the memory is not enough for both), which is said: what was trained is finished."""
+        try:
+            with memory_errors():
+                return self._compared(engine, data, policy, name, progress)
+        except GptlabError as error:
+            engine.say(
+                f"not compared with its start: {error}. gptlab evaluate {name} --against {self.start} does it later"
+            )
+            return {}
+
+    def _compared(self, engine: Engine, data: Prepared, policy: Model, name: str, progress: Progress) -> dict[str, Any]:
         with progress.busy(f"comparing with {self.start}") as tell:
-            try:
-                begun = self.make_start().to(engine.device)
-            except RunError as error:
-                progress.say(f"not compared with its start: {error}")
-                return {}
+            begun = self.make_start().to(engine.device)
             after, before = (
                 OpenModel(model.eval(), data.tokenizer, data.template, Path(called), called)
                 for model, called in ((policy, name), (begun, self.start))

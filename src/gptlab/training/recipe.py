@@ -198,9 +198,10 @@ class Recipe(Section):
     def _can_be_judged(self) -> Recipe:
         if self.validation.best_by == "reward" and self.samples.reward is None:
             raise ValueError("validation.best_by = reward: wants samples.reward, the model that scores answers")
-        by, kinds = self.validation.best_by, ("labels", "preferences")
-        if by in CLASS_METRICS and self.data.kind not in (kinds if by == "accuracy" else kinds[:1]):
-            raise ValueError(f"validation.best_by = {by}: wants data.kind = labels")
+        by = self.validation.best_by
+        kinds = ("labels", "preferences") if by == "accuracy" else ("labels",)
+        if by in CLASS_METRICS and self.data.kind not in kinds:
+            raise ValueError(f"validation.best_by = {by}: wants data.kind = {' or '.join(kinds)}")
         return self
 
     @field_validator("name")

@@ -15,9 +15,10 @@ from gptlab.data.batch import ValuedRows
 from gptlab.data.preference_rows import PreferenceRows
 from gptlab.data.splitting import Split
 from gptlab.device import Precision
-from gptlab.errors import ModelError, RunError, TrainingStopped
+from gptlab.errors import GptlabError, RunError, TrainingStopped
 from gptlab.evaluation.preference_scores import answer_log_probs
 from gptlab.evaluation.scores import rows_at_once
+from gptlab.hub import cache_folder
 from gptlab.model.folder import Model
 from gptlab.objectives.dpo import DPOObjective
 from gptlab.run.open import find_model
@@ -26,12 +27,18 @@ from gptlab.training.recipe import Recipe
 from gptlab.training.row_values import kept_values, model_fingerprint
 from gptlab.training.start import Vocabulary, find_start
 
+KEPT = "references"
+"""The cache's folder for them."""
+
 VERSION = 1
 """Of how log-probabilities are computed; those of another one are computed anew."""
 
-AGREES = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""How far the loss of a policy that has learned nothing may be from what the reference itself has: the two were
-computed in other batches, in this precision."""
+AGREES = {torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
+"""How far a policy that has learned nothing may be from its reference, since the two were computed in other batches, in
+this precision: nats of how much likelier it finds the chosen answer, in the mean over validation; a token a tenth."""
+
+ROUNDING = 1e-5
+"""Of a loss in float32, as a share of it."""
 
 
 def load_reference(recipe: Recipe, reference: OtherModel, vocabulary: Vocabulary, runs: Path) -> Model:
@@ -43,9 +50,10 @@ def load_reference(recipe: Recipe, reference: OtherModel, vocabulary: Vocabulary
     for name in (str(reference.folder), recipe.start):
         try:
             folder = find_model(name, runs=runs)
-        except ModelError:  # it has been moved, or removed
+            there = model_fingerprint(folder, runs)
+        except GptlabError:  # it, or the base of its adapter, has been moved, removed or damaged
             continue
-        if model_fingerprint(folder, runs) == reference.fingerprint:
+        if there == reference.fingerprint:
             start, tuned = find_start(recipe.model_copy(update={"start": str(folder)}), None, runs)
             assert start is not None
             return start.load(tuned, vocabulary, runs).eval()
@@ -83,7 +91,7 @@ def reference_rows(
             )  # fmt: skip
 
         found = kept_values(
-            "references", "log_probs.npy", json.dumps([VERSION, known_as, pairs.checksum, precision.name]),
+            KEPT, "log_probs.npy", json.dumps([VERSION, known_as, pairs.checksum, precision.name]),
             (len(pairs), 2), ask, lambda: tell(f"{split}: another process asks the reference"),
         )  # fmt: skip
         return ValuedRows(pairs, {"reference": torch.from_numpy(found)})
@@ -104,10 +112,14 @@ def check_start(objective: DPOObjective, scores: Mapping[str, float], precision:
     wanted = objective.loss_at_reference
     if wanted is None:
         return
-    allowed = AGREES[precision.dtype]
-    if abs(scores["loss"] - wanted) > allowed * max(1, wanted) or abs(scores["margin"]) > allowed:
+    nats, beta = AGREES[precision.dtype], objective.settings.beta
+    # By how much they change the loss there: a nat of an answer by beta at most; of ipo, a nat a token by 1/beta.
+    change = nats / (10 * beta) if objective.settings.loss == "ipo" else nats * beta
+    allowed = max(change, ROUNDING * max(1, wanted))
+    agrees = abs(scores["loss"] - wanted) <= allowed and abs(scores["margin"]) <= nats * beta
+    if not agrees:  # also where a score is no number
         raise TrainingStopped(
             f"before the first step the policy is not the reference: the loss on validation is {scores['loss']:.4f} "
             f"and not {wanted:.4f}, the mean margin {scores['margin']:.4f} and not 0. The log-probabilities kept for "
-            "the reference are another model's: empty the cache's references/ and start over with --fresh"
+            f"the reference are another model's: remove {cache_folder() / KEPT} and start over with --fresh"
         )
