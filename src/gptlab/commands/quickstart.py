@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -111,43 +111,20 @@ def _answer(run: Run, progress: Progress) -> None:
 
 def _judge(stages: Mapping[str, Run], progress: Progress) -> None:
     """Of how many held-out questions each stage finds the right answer likelier than the wrong one."""
+    from gptlab import lab
     from gptlab.words import number, percent
 
     rows = []
-    for stage, scores in _scores(stages, progress).items():
-        interval = f"{percent(scores['accuracy_low'])} to {percent(scores['accuracy_high'])}"
-        rows.append([f"after {stage}", percent(scores["accuracy"]), interval])
+    for stage, run in stages.items():
+        scores = lab.evaluate(
+            run.folder, on="quickstart-preferences", answers=0, precision="float32", runs=run.folder.parent,
+            progress=progress,
+        ).metrics  # fmt: skip
+        interval = f"{percent(scores['likelier_low'])} to {percent(scores['likelier_high'])}"
+        rows.append([f"after {stage}", percent(scores["likelier"]), interval])
     questions = number(scores["pairs"])
     progress.say("")
     progress.table(
         f"how often the right answer is likelier than a wrong one ({questions} held-out questions; by chance 50 %)",
         ["", "right", "95 % interval"], rows,
     )  # fmt: skip
-
-
-def _scores(stages: Mapping[str, Run], progress: Progress) -> dict[str, dict[str, Any]]:
-    """`preference_scores` of what each stage's model says to the held-out questions, by log-probability."""
-    from gptlab.data.preferences import PreferenceSourceSettings, read_preferences
-    from gptlab.device import pick_device, pick_precision
-    from gptlab.evaluation.preference_scores import answer_log_probs, preference_scores
-    from gptlab.evaluation.scores import rows_at_once
-    from gptlab.run.open import open_model
-
-    device = pick_device()
-    precision = pick_precision("float32", device)
-    with progress.busy("comparing answers"):
-        models = {stage: open_model(run.folder, device=device) for stage, run in stages.items()}
-        taught = models["preferences"]  # the pretrained one has no template; their tokens are the same
-        assert taught.template is not None
-        questions = read_preferences(
-            PreferenceSourceSettings(embedded="python-questions:validation"), taught.require_tokenizer(),
-            taught.template, context=taught.model.shape.context, targets="answers",
-        )  # fmt: skip
-        lengths, at_once = questions.lengths(), rows_at_once(questions)
-        return {
-            stage: preference_scores(
-                answer_log_probs(opened.model, questions, device=device, precision=precision, micro_batch_size=at_once),
-                lengths,
-            )
-            for stage, opened in models.items()
-        }
