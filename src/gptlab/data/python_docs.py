@@ -121,8 +121,7 @@ def _entries(node: Documented, name: str) -> Iterator[Entry]:
     """The node's own, then those of the classes and functions defined in it."""
     docstring = ast.get_docstring(node, clean=False)
     if docstring and docstring.strip():
-        has_signature = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        signature = f"({ast.unparse(node.args)})" if has_signature else ""
+        signature = "" if isinstance(node, ast.Module | ast.ClassDef) else f"({ast.unparse(node.args)})"
         yield Entry(name, _kind(node), signature, cleandoc(docstring).strip())
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
