@@ -267,7 +267,7 @@ def read(one: DialogueSource) -> None:
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({}, "a source is one of path and hub; given: none"),
+        ({}, "a source is one of path, hub and embedded; given: none"),
         ({"path": "a", "hub": "b/c"}, "given: path and hub"),
         ({"path": "a", "revision": "x"}, "config, revision and files belong to a hub source"),
         ({"hub": "a/b/c"}, "no name on the hub"),
