@@ -1,6 +1,6 @@
 """The README's commands are run, in the order in which it has them, in one folder with the files it speaks of.
 
-What is run is what is written, but for time: quickstart gets `--minutes 1`, and any other length of training becomes a
+What is run is what is written, but for time: quickstart gets `--minutes 0.4`, and any other length of training becomes a
 few steps, each command's more than the one before, so that a command that continues a run does. `script/quickstart`
 runs as the `gptlab quickstart` that it ends in; the scripts themselves make environments, which test_scripts.py tests.
 """
@@ -44,7 +44,7 @@ def runnable(place: int) -> str | None:
 
 def shortened(line: str, steps: int) -> str | None:
     if line in ("script/quickstart", "gptlab quickstart"):
-        return "gptlab quickstart --minutes 1"
+        return "gptlab quickstart --minutes 0.4"
     if line.startswith("gptlab train "):
         length = f"training.max_steps={steps}"
         return LENGTH.sub(length, line) if LENGTH.search(line) else f"{line} {length}"

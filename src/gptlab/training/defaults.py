@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from gptlab.settings import Tree
 
+
+def _tuning(learning_rate: float, *, weight_decay: float = 0.0, warmup_steps: int = 100) -> Tree:
+    return {
+        "optimizer": {"kind": "adamw", "learning_rate": learning_rate, "weight_decay": weight_decay},
+        "schedule": {"kind": "linear", "warmup_steps": warmup_steps, "final_fraction": 0.0},
+    }
+
+
 DEFAULTS: dict[str, Tree] = {
     "new": {
         "optimizer": {"kind": "muon", "learning_rate": 3e-3, "matrix_learning_rate": 1e-2, "momentum": 0.95},
         "schedule": {"kind": "wsd", "warmup_steps": 50, "decay_fraction": 0.4, "final_fraction": 0.0},
     },
-    "tuned": {
-        "optimizer": {"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.0},
-        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
-    },
-    "adapted": {
-        "optimizer": {"kind": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0},
-        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
-    },
-    "aligned": {
-        "optimizer": {"kind": "adamw", "learning_rate": 5e-6, "weight_decay": 0.0},
-        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
-    },
-    "aligned by an adapter": {
-        "optimizer": {"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.0},
-        "schedule": {"kind": "linear", "warmup_steps": 100, "final_fraction": 0.0},
-    },
-    "small": {
-        "optimizer": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
-        "schedule": {"kind": "linear", "warmup_steps": 50, "final_fraction": 0.0},
-    },
+    "tuned": _tuning(5e-5),
+    "adapted": _tuning(2e-4),
+    "aligned": _tuning(5e-6),
+    "aligned by an adapter": _tuning(5e-5),
+    "small": _tuning(1e-3, weight_decay=0.01, warmup_steps=50),
 }
 """Optimizer and schedule for a new model, one that is tuned, one tuned by LoRA; the same two under DPO; and for RNNs,
 new classifiers and a new head alone. A new model's is what learned most in the same minutes (docs/log.md)."""
