@@ -1,7 +1,7 @@
 """The README's commands are run, in the order in which it has them, in one folder with the files it speaks of.
 
-What is run is what is written, but for time: quickstart gets `--minutes 0.4`, and any other length of training becomes a
-few steps, each command's more than the one before, so that a command that continues a run does. `script/quickstart`
+What is run is what is written, but for time: quickstart gets `--minutes 0.4`, and any other length of training becomes
+a few steps, each command's more than the one before, so that a command that continues a run does. `script/quickstart`
 runs as the `gptlab quickstart` that it ends in; the scripts themselves make environments, which test_scripts.py tests.
 """
 
@@ -183,7 +183,7 @@ def test_quickstart_ends_as_the_readme_says(ran: Ran) -> None:
     said = results["script/quickstart"].stdout
     made = Run.open(folder / "runs" / "quickstart")
     scores = made.evaluation["best"]["validation"]
-    assert scores["perplexity"] < scores["unigram_perplexity"]  # a minute is enough to learn from context
+    assert scores["perplexity"] < scores["unigram_perplexity"]  # half a minute is enough to learn from context
     assert f"validation perplexity {scores['perplexity']:,.2f}" in said
     assert "report   runs/quickstart/report.html" in said
     for name in ("quickstart", "quickstart-answers", "quickstart-preferences"):

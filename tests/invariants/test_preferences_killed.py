@@ -74,6 +74,7 @@ def weights(folder: Path) -> list[bytes]:
     return [(last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
 
 
+@pytest.mark.slow
 def test_killed_and_continued(folder: Path) -> None:
     assert train(folder).returncode == 0
     expected = weights(folder)
