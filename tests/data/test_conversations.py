@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from gptlab.data.conversations import BadRow, Format, read_messages
-from gptlab.data.dialogue_sources import ALL_BAD, DialogueSource, DialogueSourceSettings
+from gptlab.data.dialogue_sources import DialogueSource, DialogueSourceSettings
+from gptlab.data.record_sources import ALL_BAD
 from gptlab.errors import DataError, RecipeError
 from gptlab.settings import build, plain
 from gptlab.text.dialogue import Message

@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from gptlab.data.conversations import BadRow
-from gptlab.data.dialogue_sources import ALL_BAD
 from gptlab.data.pairs import Pair, PairFormat, read_pair
 from gptlab.data.preference_sources import PreferenceSource, PreferenceSourceSettings
 from gptlab.data.python_questions import python_questions
+from gptlab.data.record_sources import ALL_BAD
 from gptlab.errors import DataError, RecipeError
 from gptlab.settings import build, plain
 from gptlab.text.dialogue import Message

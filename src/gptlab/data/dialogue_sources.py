@@ -12,13 +12,10 @@ from gptlab.data.conversations import COLUMNS, OPTIONAL, BadRow, Format, read_me
 from gptlab.data.places import PlaceSettings
 from gptlab.data.python_questions import EMBEDDED_QUESTIONS, questions_of
 from gptlab.data.readers import PLAIN, TABLES, format_of, read_lines
-from gptlab.data.record_sources import RecordSource
+from gptlab.data.record_sources import ALL_BAD, RecordSource
 from gptlab.data.tables import Record, read_hub_records, read_records
 from gptlab.errors import DataError, nearest
 from gptlab.text.dialogue import Message
-
-ALL_BAD = 1000
-"""Where the first so many records are all bad, the others are not looked at."""
 
 Columns = str | Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
 from gptlab.data.places import PlaceSettings
-from gptlab.data.readers import PLAIN, TABLES, format_of
-from gptlab.data.record_sources import BadRows, RecordSource
+from gptlab.data.record_sources import BadRows, RecordSource, check_table
 from gptlab.data.tables import Record, class_names, read_hub_records, read_records, text_of
 from gptlab.errors import DataError
 
@@ -142,7 +140,7 @@ class LabelSource(RecordSource):
         if texts and label:
             return texts, label[0]
         if settings.path is not None:
-            _check_table(self.files[0])
+            check_table(self.files[0], "texts with labels")
         where, there = self._columns_there()
         texts = texts or _usual(TEXTS, there)
         label = label or _usual([(name,) for name in LABELS], there)
@@ -166,13 +164,8 @@ class LabelSource(RecordSource):
             yield from read_hub_records(self.table, columns)
             return
         for path, format, progress in self.files_in_turn():
-            _check_table(path)
+            check_table(path, "texts with labels")
             yield from read_records(path, format, columns, progress, header=self.settings.header)
-
-
-def _check_table(path: Path) -> None:
-    if (format := format_of(path)) in PLAIN:
-        raise DataError(f"{path}: texts with labels are not read from {format}; wanted {', '.join(TABLES)}")
 
 
 def _usual(names: Iterable[tuple[str, ...]], there: Sequence[str]) -> tuple[str, ...]:

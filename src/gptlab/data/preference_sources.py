@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from pydantic import Field, model_validator
 
 from gptlab.data.conversations import BadRow
-from gptlab.data.dialogue_sources import ALL_BAD
 from gptlab.data.pairs import COLUMNS, SIDES, Pair, PairFormat, read_pair
 from gptlab.data.places import PlaceSettings
 from gptlab.data.python_questions import EMBEDDED_QUESTIONS, questions_of
-from gptlab.data.readers import PLAIN, TABLES, format_of
-from gptlab.data.record_sources import BadRows, RecordSource
+from gptlab.data.record_sources import ALL_BAD, BadRows, RecordSource, check_table
 from gptlab.data.tables import Record, read_hub_records, read_records
 from gptlab.errors import DataError, nearest
 
@@ -113,7 +110,7 @@ class PreferenceSource(RecordSource):
         if self.embedded is not None:
             return "prompt"
         if settings.path is not None:
-            _check_table(self.files[0])
+            check_table(self.files[0], "preferences")
         where, there = self._columns_there()
         names = {key: settings.columns.get(key, key) for key in COLUMNS["prompt"]}
         sides = [names[side] for side in SIDES]
@@ -141,10 +138,5 @@ class PreferenceSource(RecordSource):
             yield from read_hub_records(self.table, columns)
         else:
             for path, format, progress in self.files_in_turn():
-                _check_table(path)
+                check_table(path, "preferences")
                 yield from read_records(path, format, columns, progress)
-
-
-def _check_table(path: Path) -> None:
-    if (format := format_of(path)) in PLAIN:
-        raise DataError(f"{path}: preferences are not read from {format}; wanted {', '.join(TABLES)}")

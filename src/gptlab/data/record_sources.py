@@ -7,15 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptlab.data.places import Place, PlaceSettings, is_used
-from gptlab.data.readers import format_of
+from gptlab.data.readers import PLAIN, TABLES, format_of
 from gptlab.data.tables import Record, columns_of, read_hub_records
 from gptlab.errors import DataError
 
 BAD_ROWS = 0.01
 """The share of a source's records that may be bad, where a recipe does not say."""
 
+ALL_BAD = 1000
+"""Where the first so many records are all bad, the others are not looked at."""
+
 PLACES_KEPT = 5
 """Of so many bad records of a cause it is said where they stand."""
+
+
+def check_table(path: Path, what: str) -> None:
+    """DataError for a file of plain text, from which `what` is not read."""
+    if (format := format_of(path)) in PLAIN:
+        raise DataError(f"{path}: {what} are not read from {format}; wanted {', '.join(TABLES)}")
 
 
 @dataclass

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gptlab.data.batch import Batch, Rows
+from gptlab.data.batch import Rows
 from gptlab.device import Precision
-from gptlab.errors import ModelError, UserError
-from gptlab.evaluation.scores import Scorer
+from gptlab.errors import UserError
+from gptlab.evaluation.scores import read_rows
 from gptlab.model.classifier import labels_of
 from gptlab.objectives.base import classified, macro_f1, matthews
 
@@ -39,28 +39,10 @@ def class_logits(
     labels = labels_of(model)
     if labels is None:
         raise UserError("a language model has no classes: name a classifier, which gptlab train makes of it")
-    reading = _Logits(len(rows), len(labels))
-    Scorer(reading, device, precision, micro_batch_size).rows(model, rows, on_batch=on_batch)
-    if not np.isfinite(reading.logits).all():
-        raise ModelError("the model's logits are not finite: its weights are damaged; use another checkpoint")
-    return reading.logits
-
-
-class _Logits:
-    """As an objective it sums nothing, and keeps the logits of each row."""
-
-    weights: Mapping[str, str] = {}
-
-    def __init__(self, n_rows: int, n_classes: int) -> None:
-        self.logits = np.empty((n_rows, n_classes), dtype=np.float32)
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        logits, _ = classified(model, batch)
-        self.logits[batch.rows.numpy()] = logits.float().cpu().numpy()
-        return {}
-
-    def metrics(self, sums: Mapping[str, Any], weight: float) -> dict[str, float]:
-        return {}
+    return read_rows(
+        lambda model, batch: classified(model, batch)[0], len(labels), "logits", model, rows, device=device,
+        precision=precision, micro_batch_size=micro_batch_size, on_batch=on_batch,
+    )  # fmt: skip
 
 
 def classification_scores(

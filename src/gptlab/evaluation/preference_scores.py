@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gptlab.data.batch import Batch, Rows
+from gptlab.data.batch import Rows
 from gptlab.device import Precision
-from gptlab.errors import ModelError, UserError
+from gptlab.errors import UserError
 from gptlab.evaluation.classification_scores import LEVEL
-from gptlab.evaluation.scores import Scorer
+from gptlab.evaluation.scores import read_rows, rows_at_once
 from gptlab.model.classifier import labels_of, task_of
 from gptlab.objectives.dpo import batch_log_probs
 from gptlab.objectives.reward import batch_rewards
 
 BINS = 10
 """Of the calibration, equally wide."""
+
+
+def pairs_at_once(rows: Rows) -> int:
+    """How many pairs, of two sequences each, a model reads at once where nothing but scoring needs memory."""
+    return max(1, rows_at_once(rows) // 2)
 
 
 def answer_log_probs(
@@ -37,9 +42,10 @@ def answer_log_probs(
 
     ModelError where the model is a classifier, or its log-probabilities are not finite.
     """
-    reading = _Reading(len(rows), lambda model, batch: batch_log_probs(model, batch)[0])
-    Scorer(reading, device, precision, micro_batch_size).rows(model, rows, on_batch=on_batch)
-    return reading.finite("log-probabilities")
+    return read_rows(
+        lambda model, batch: batch_log_probs(model, batch)[0], 2, "log-probabilities", model, rows, device=device,
+        precision=precision, micro_batch_size=micro_batch_size, on_batch=on_batch,
+    )  # fmt: skip
 
 
 def pair_rewards(
@@ -58,32 +64,10 @@ def pair_rewards(
     """
     if task_of(labels_of(model)) != "reward":
         raise UserError("the model gives no rewards: name a reward model, which gptlab train makes of pairs")
-    reading = _Reading(len(rows), batch_rewards)
-    Scorer(reading, device, precision, micro_batch_size).rows(model, rows, on_batch=on_batch)
-    return reading.finite("rewards")
-
-
-class _Reading:
-    """As an objective it sums nothing, and keeps what `read` finds of each pair, (pairs, 2)."""
-
-    weights: Mapping[str, str] = {}
-
-    def __init__(self, n_pairs: int, read: Callable[[Any, Batch], Tensor]) -> None:
-        self.read = read
-        self.found = np.empty((n_pairs, 2), dtype=np.float32)
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        self.found[batch.rows.numpy()] = self.read(model, batch).float().cpu().numpy()
-        return {}
-
-    def metrics(self, sums: Mapping[str, Any], weight: float) -> dict[str, float]:
-        return {}
-
-    def finite(self, what: str) -> np.ndarray:
-        """What was found; ModelError where it is no number."""
-        if not np.isfinite(self.found).all():
-            raise ModelError(f"the model's {what} are not finite: its weights are damaged; use another checkpoint")
-        return self.found
+    return read_rows(
+        batch_rewards, 2, "rewards", model, rows, device=device, precision=precision,
+        micro_batch_size=micro_batch_size, on_batch=on_batch,
+    )  # fmt: skip
 
 
 def preference_scores(rewards: np.ndarray, answer_tokens: np.ndarray) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.data.batch import Rows, TextRows
+from gptlab.data.batch import Batch, Rows, TextRows
 from gptlab.device import Precision, autocast, in_float64
-from gptlab.errors import DataError
+from gptlab.errors import DataError, ModelError
 from gptlab.kernels.layers import fast_layers, training_kernels
 from gptlab.objectives.base import Objective, exp, means
 
@@ -87,6 +87,45 @@ class Scorer:
         if hasattr(rows, "text_bytes"):
             return self.text(model, cast(TextRows, rows), on_batch)
         return self.rows(model, rows, on_batch=on_batch)
+
+
+def read_rows(
+    read: Callable[[Any, Batch], Tensor],
+    numbers: int,
+    what: str,
+    model: torch.nn.Module,
+    rows: Rows,
+    *,
+    device: torch.device,
+    precision: Precision,
+    micro_batch_size: int,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """What `read(model, batch)` finds of every row, (rows, numbers) float32, in the order of the rows, which are read
+    as `Scorer.rows` does: the model is left in the mode that it was in. ModelError, which names `what` they are, where
+    they are not finite."""
+    reading = _Reading(len(rows), numbers, read)
+    Scorer(reading, device, precision, micro_batch_size).rows(model, rows, on_batch=on_batch)
+    if not np.isfinite(reading.found).all():
+        raise ModelError(f"the model's {what} are not finite: its weights are damaged; use another checkpoint")
+    return reading.found
+
+
+class _Reading:
+    """As an objective it sums nothing, and keeps what `read` finds of each row."""
+
+    weights: Mapping[str, str] = {}
+
+    def __init__(self, n_rows: int, numbers: int, read: Callable[[Any, Batch], Tensor]) -> None:
+        self.read = read
+        self.found = np.empty((n_rows, numbers), dtype=np.float32)
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        self.found[batch.rows.numpy()] = self.read(model, batch).float().cpu().numpy()
+        return {}
+
+    def metrics(self, sums: Mapping[str, Any], weight: float) -> dict[str, float]:
+        return {}
 
 
 def text_scores(loss: float, text: TextRows) -> dict[str, float]:

@@ -40,7 +40,7 @@ def evaluate_ends(
 
     scores: dict[str, Any] = {"context": context}
     if data.items == "pairs":
-        more, score = _start_of(run), pair_scores(engine, data, load, progress)
+        more, score = _start_of(run), pair_scores(engine, data, _validated(run), load, progress)
     elif data.vocabulary.labels:
         more, score = _class_scores(data.vocabulary.labels, engine, data, load, progress)
     else:
@@ -63,11 +63,16 @@ OF_THE_RUN = ("event", "step", "seconds")
 def _start_of(run: Run) -> dict[str, Any]:
     """What the start was worth, where it was scored, and what was learned."""
     kind = run.recipe["objective"]["kind"]
-    begun = next((line for line in run.metrics("validation") if line["step"] == 0), None)
-    if begun is None:
-        return {"objective": kind}
-    scores = {key: value for key, value in begun.items() if key not in OF_THE_RUN}
-    return {"objective": kind, "start": {"step": 0, "validation": scores}}
+    begun = _validated(run).get(0)
+    return {"objective": kind, **({"start": {"step": 0, "validation": begun}} if begun else {})}
+
+
+def _validated(run: Run) -> dict[int, dict[str, Any]]:
+    """What the whole validation set gave while the run went on, by step."""
+    return {
+        line["step"]: {key: value for key, value in line.items() if key not in OF_THE_RUN}
+        for line in run.metrics("validation")
+    }
 
 
 def _text_scores(
@@ -76,7 +81,7 @@ def _text_scores(
     """What holds for all scores of a language model, with its start's; and how a checkpoint is scored."""
     rows = data.text()
     scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
-    validated = {line["step"]: line for line in run.metrics("validation")}
+    validated = _validated(run)
     trained = rows["train"].targets_array()
     unigram: dict[Split, float] = {
         split: exp(unigram_loss(trained, scored.targets_array(), data.tokenizer.vocab_size))
@@ -84,7 +89,7 @@ def _text_scores(
     }  # fmt: skip
 
     def finish(values: Mapping[str, Any], split: Split) -> dict[str, Any]:
-        return {key: v for key, v in values.items() if key not in OF_THE_RUN} | {"unigram_perplexity": unigram[split]}
+        return {**values, "unigram_perplexity": unigram[split]}
 
     def score(checkpoint: Path, split: Split) -> dict[str, Any]:
         values = validated.get(int(checkpoint.name)) if split == "validation" else None

@@ -11,8 +11,7 @@ import numpy as np
 from gptlab.data.batch import Rows
 from gptlab.data.preference_rows import PreferenceRows
 from gptlab.errors import GptlabError
-from gptlab.evaluation.preference_scores import answer_log_probs, pair_rewards, preference_scores
-from gptlab.evaluation.scores import rows_at_once
+from gptlab.evaluation.preference_scores import answer_log_probs, pair_rewards, pairs_at_once, preference_scores
 from gptlab.objectives.dpo import DPOSettings
 from gptlab.run.open import OpenModel
 from gptlab.run.run import Run
@@ -112,6 +111,6 @@ def _read(read: Callable[..., np.ndarray], scoring: Scoring, by: OpenModel, rows
     with scoring.progress.busy(f"scoring {words}") as tell:
         return read(
             by.model, rows, device=scoring.device, precision=scoring.precision,
-            micro_batch_size=max(1, rows_at_once(rows) // 2),
+            micro_batch_size=pairs_at_once(rows),
             on_batch=lambda done, total: tell(f"{done:,}/{total:,} pairs"),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,12 @@ Score = Callable[[Path, Split], dict[str, Any]]
 """The scores of a checkpoint on a split."""
 
 
-def pair_scores(engine: Engine, data: Prepared, load: Callable[[Path], Model], progress: Progress) -> Score:
-    """How a checkpoint is scored: the objective's means, and `preference_scores` of the rewards that it gives or, under
-    DPO, implies."""
+def pair_scores(
+    engine: Engine, data: Prepared, validated: Mapping[int, Mapping[str, Any]], load: Callable[[Path], Model],
+    progress: Progress,
+) -> Score:  # fmt: skip
+    """How a checkpoint is scored: the objective's means (of validation, at the steps at which the run has it, those
+    that are `validated`), and `preference_scores` of the rewards that it gives or, under DPO, implies."""
     scorer = Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
 
     def score(checkpoint: Path, split: Split) -> dict[str, Any]:
@@ -45,9 +48,11 @@ def pair_scores(engine: Engine, data: Prepared, load: Callable[[Path], Model], p
                 tell(f"{done:,}/{total:,} pairs")
 
             model = load(checkpoint)
-            means = scorer.rows(model, data.splits[split], on_batch=on_batch)
+            means = validated.get(int(checkpoint.name)) if split == "validation" else None
+            if means is None:
+                means = scorer.rows(model, data.splits[split], on_batch=on_batch)
             rewards = _rewards(engine, model, data, split, on_batch)
-        return means | preference_scores(rewards, data.pairs()[split].lengths())
+        return {**means, **preference_scores(rewards, data.pairs()[split].lengths())}
 
     return score
 

@@ -16,8 +16,7 @@ from gptlab.data.preference_rows import PreferenceRows
 from gptlab.data.splitting import Split
 from gptlab.device import Precision
 from gptlab.errors import GptlabError, RunError, TrainingStopped
-from gptlab.evaluation.preference_scores import answer_log_probs
-from gptlab.evaluation.scores import rows_at_once
+from gptlab.evaluation.preference_scores import answer_log_probs, pairs_at_once
 from gptlab.hub import cache_folder
 from gptlab.model.folder import Model
 from gptlab.objectives.dpo import DPOObjective
@@ -86,7 +85,7 @@ def reference_rows(
             if not loaded:
                 loaded.append(load().to(device))
             return answer_log_probs(
-                loaded[0], pairs, device=device, precision=precision, micro_batch_size=max(1, rows_at_once(pairs) // 2),
+                loaded[0], pairs, device=device, precision=precision, micro_batch_size=pairs_at_once(pairs),
                 on_batch=lambda done, total: tell(f"{split}: {done:,}/{total:,} pairs"),
             )  # fmt: skip
 
