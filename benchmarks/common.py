@@ -85,7 +85,7 @@ def in_our_environment(peer: Variant) -> Variant:
 
 def our_environment() -> dict[str, str]:
     """What gptlab's command line sets before torch is imported; what is set already stays."""
-    from gptlab.cli import BEFORE_TORCH
+    from gptlab.environment import BEFORE_TORCH
 
     return {key: os.environ.get(key, value) for key, value in BEFORE_TORCH.items()}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptlab.cli import BEFORE_TORCH
+from gptlab.environment import BEFORE_TORCH
 
 # As the command line does it: without, tests take three times as long wherever something else runs beside them.
 for _name, _value in BEFORE_TORCH.items():

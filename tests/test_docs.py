@@ -15,6 +15,8 @@ import pytest
 
 from gptlab.data.corpus import CorpusSettings, prepare_corpus
 from gptlab.settings import Section, apply_changes, build
+from gptlab.studies.plan import check
+from gptlab.studies.settings import StudySettings
 from gptlab.text.tokenizer import Tokenizer
 from gptlab.training.recipe import Recipe
 
@@ -145,10 +147,10 @@ def sections_in(annotation: Any, many: bool = False) -> Iterator[tuple[type[Sect
         yield from sections_in(part, many or getattr(annotation, "__origin__", None) is tuple)
 
 
-def documented() -> dict[str, dict[str, tuple[str, str]]]:
-    """Section → key → (default, meaning), as the tables after `## A recipe` have them."""
+def documented(text: str = FORMATS, after: str = "## A recipe") -> dict[str, dict[str, tuple[str, str]]]:
+    """Section → key → (default, meaning), as the tables after a heading have them."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for part in re.split(r"^### ", FORMATS.partition("## A recipe")[2], flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^### ", text.partition(after)[2], flags=re.MULTILINE)[1:]:
         heading = part.splitlines()[0]
         rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", part, flags=re.MULTILINE)
         for section in in_backticks(heading) or [heading]:
@@ -170,7 +172,28 @@ def expected(field: Any) -> str:
 
 @pytest.mark.parametrize(("section", "cls"), [(TOP, Recipe), *told_sections()], ids=lambda value: str(value)[:40])
 def test_formats_md_names_every_key_of_a_recipe_with_its_default(section: str, cls: type[Section]) -> None:
-    table = documented()[section]
+    check_table(documented()[section], cls)
+
+
+STUDIES = (DOCS / "studies.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("section", "cls"), [(TOP, StudySettings), *sections(StudySettings)], ids=lambda value: str(value)[:40]
+)
+def test_studies_md_names_every_key_of_a_study_with_its_default(section: str, cls: type[Section]) -> None:
+    check_table(documented(STUDIES, "## The keys of a study")[section], cls)
+
+
+def test_the_study_in_studies_md_is_one() -> None:
+    tree = tomllib.loads(blocks(STUDIES, "toml")[0])
+    variant = tree.pop("variants")["quick"]
+    check(build(StudySettings, tree, "studies.md"))
+    check(build(StudySettings, {**tree, **variant}, "studies.md"))
+
+
+def check_table(table: dict[str, tuple[str, str]], cls: type[Section]) -> None:
+    """The table has the section's keys, with their defaults and all the words that they take."""
     fields = {field.alias or name: field for name, field in cls.model_fields.items()}
     own_heading = {name for name, field in fields.items() if list(sections_in(field.annotation))}
     assert set(table) | own_heading == set(fields)

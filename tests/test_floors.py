@@ -17,8 +17,8 @@ import pytest
 from gptlab.cli import VERBS
 
 SRC = Path(__file__).parents[1] / "src"
-ORDER = """errors words; settings; device hub; kernels text; data model; run; objectives generation; evaluation;
-training; planning checks report; study serving export; lab; __init__; commands; cli"""
+ORDER = """environment errors words; settings; device hub; kernels text; data model; run; objectives generation;
+evaluation; training; planning checks report; studies serving export; lab; __init__; commands; cli"""
 FLOORS = {name: height for height, names in enumerate(ORDER.split(";")) for name in names.split()}
 
 

@@ -1,4 +1,4 @@
-"""The notebook for Colab does what it says: run in a kernel, at tiny size, also after its session was lost."""
+"""The notebooks do what they say: run in a kernel, at tiny size; the one for Colab also after its session was lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 from html import unescape
 from pathlib import Path
+from typing import get_args
 
 import nbformat
 import pytest
@@ -19,16 +20,25 @@ from nbformat.v4 import new_code_cell
 from gptlab.model.gpt import GPT, GPTShape
 from gptlab.model.huggingface import save_model
 from gptlab.run.run import Run
+from gptlab.studies.statistics import Verdict
+from gptlab.studies.study import Study
 from gptlab.text.tokenizer import Tokenizer
 from gptlab.training.recipe import load_recipe
 
-COLAB = Path(__file__).parents[1] / "notebooks" / "colab.ipynb"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+COLAB, STUDY = NOTEBOOKS / "colab.ipynb", NOTEBOOKS / "study.ipynb"
 
 TINY = """
 CHANGES = [change for change in CHANGES if not change.startswith("training.minutes")]
 CHANGES += ["start=start", "model.context=64", "training.max_steps=30", "checkpoints.every_steps=5"]
 DATA = ["dialogues.jsonl"]
 DRIVE = "drive"
+"""
+
+TINY_STUDY = """
+CHANGES = ["model.n_embd=16", "model.context=32", "tokenizer.train=400", "training.max_steps=12"]
+CHANGES += ["data.sources=[{ embedded = 'python-docs:train', limit_documents = 40 }]"]
+CHANGES += ["data.validation={ share = 0.1 }"]
 """
 
 LOST_WITH_THE_THIRD_CHECKPOINT = """
@@ -53,16 +63,16 @@ def cell(notebook: NotebookNode, id: str) -> NotebookNode:
     return next(cell for cell in notebook.cells if cell.id == id)
 
 
-def with_parameters(code: str) -> NotebookNode:
-    """The notebook with a cell behind its parameters, in the place of a person who changes them."""
-    notebook = colab()
-    notebook.cells.insert(notebook.cells.index(cell(notebook, "parameters")) + 1, new_code_cell(code))
+def with_parameters(code: str, file: Path = COLAB, id: str = "parameters") -> NotebookNode:
+    """A notebook with a cell behind its parameters, in the place of a person who changes them."""
+    notebook = nbformat.read(file, as_version=4)
+    notebook.cells.insert(notebook.cells.index(cell(notebook, id)) + 1, new_code_cell(code))
     return notebook
 
 
 def run_all(notebook: NotebookNode, folder: Path) -> None:
     """Runs all cells in `folder`, in a kernel of their own."""
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 def said(notebook: NotebookNode, id: str) -> str:
@@ -74,14 +84,21 @@ def said(notebook: NotebookNode, id: str) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a machine that has a small model in the hub's format, and dialogues."""
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a machine that has nothing but gptlab."""
     for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR"):  # no settings of a person's, and no kernel but this Python
         monkeypatch.setenv(name, str(tmp_path / name))
     folder = tmp_path / "content"
     folder.mkdir()
     monkeypatch.setenv("GPTLAB_CACHE", str(folder / "cache"))
     monkeypatch.setenv("GPTLAB_KERNELS", "torch")  # none are built: a GPU has no use for them either
+    return folder
+
+
+@pytest.fixture
+def folder(machine: Path) -> Path:
+    """The folder of a machine that has a small model in the hub's format, and dialogues."""
+    folder = machine
     dialogues = [dialogue(number) for number in range(120)]
     (folder / "dialogues.jsonl").write_text("\n".join(dialogues))
     tokenizer = Tokenizer.train(dialogues, 400)
@@ -129,10 +146,37 @@ def test_a_lost_session_is_made_good_by_the_same_cells(folder: Path) -> None:
     assert "is there already" in said(notebook, "export-again")
 
 
-def test_it_is_valid_and_stored_without_outputs() -> None:
-    notebook = colab()
+@pytest.mark.slow
+def test_a_study_is_made_once_and_shown(machine: Path) -> None:
+    notebook = with_parameters(TINY_STUDY, STUDY, "study")
+    notebook.cells += [new_code_cell(cell(notebook, "run").source, id="run-again")]
+    run_all(notebook, machine)
+    study = Study(machine / "runs/first-study")
+
+    assert [result.status for result in study.results.runs] == ["finished"] * 6
+    assert {arm: sorted(study.results.scores(arm)) for arm in study.results.arms} == {
+        "baseline": [1, 2], "no-dropout": [1, 2], "slow": [1, 2],
+    }  # fmt: skip
+    assert [len(result.claims) for result in study.results.runs] == [1] * 6  # the second time nothing was run
+    for id in ("run", "run-again"):
+        assert "first-study: perplexity, less is better; runs: 6 finished" in said(notebook, id)
+    assert "<svg" in cell(notebook, "plot").outputs[0].data["image/svg+xml"]
+    assert "verdict" in said(notebook, "differences")
+    assert all(f"{arm}-{seed}" in said(notebook, "runs") for arm in study.results.arms for seed in (1, 2))
+    assert "runs/first-study/report.html" in said(notebook, "report")
+    assert study.report_files.html.is_file()
+
+
+def test_the_verdicts_that_a_notebook_explains_are_those_there_are() -> None:
+    explained = set(re.findall(r"`([a-z ]+)`", cell(nbformat.read(STUDY, as_version=4), "verdict").source))
+    assert set(get_args(Verdict)) - {"not known"} <= explained
+
+
+@pytest.mark.parametrize("file", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda file: file.stem)
+def test_it_is_valid_and_stored_without_outputs(file: Path) -> None:
+    notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
-    assert COLAB.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
+    assert file.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
     for code in (cell for cell in notebook.cells if cell.cell_type == "code"):
         assert (code.outputs, code.execution_count) == ([], None)
         assert code.source.startswith("# "), "the first line says what a reader needs"

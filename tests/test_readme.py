@@ -48,6 +48,8 @@ def shortened(line: str, steps: int) -> str | None:
     if line.startswith("gptlab train "):
         length = f"training.max_steps={steps}"
         return LENGTH.sub(length, line) if LENGTH.search(line) else f"{line} {length}"
+    if line.startswith("gptlab study "):
+        return f"{line} training.max_steps=3 budget.runs=2"
     if line.startswith(tuple(f"gptlab {verb} " for verb in VERBS)) or line == "gptlab recipes":
         return line
     if line in (*SCRIPTS, ACTIVATE):

@@ -24,10 +24,14 @@ def test_wheel_and_sdist_build_and_the_installed_wheel_finds_its_recipes(tmp_pat
     run(sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(ROOT), cwd=tmp_path)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
-    recipes = {path.name for path in (ROOT / "src/gptlab/recipes").glob("*.toml")}
+    shipped = {
+        folder: {path.name for path in (ROOT / "src/gptlab" / folder).glob("*.toml")}
+        for folder in ("recipes", "studies")
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {Path(name).name for name in names if name.startswith("gptlab/recipes/")} == recipes
+    for folder, files in shipped.items():
+        assert {Path(name).name for name in names if name.startswith(f"gptlab/{folder}/")} == files
     assert any(name.endswith("report.html.jinja") for name in names)
     assert any(name.endswith("LICENSE") for name in names)
     with tarfile.open(sdist) as archive:
@@ -38,7 +42,8 @@ def test_wheel_and_sdist_build_and_the_installed_wheel_finds_its_recipes(tmp_pat
         sys.executable, "-c", "import sys; from gptlab.cli import main; main(['recipes'])", cwd=tmp_path,
         PYTHONPATH=str(target),
     )  # fmt: skip
-    assert {line.split()[0] for line in listed.splitlines()} == {Path(name).stem for name in recipes}
+    listed_names = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
+    assert listed_names == {Path(name).stem for files in shipped.values() for name in files}
 
 
 @pytest.mark.slow

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from gptlab.export.export import export_model
     from gptlab.generation.decoder import Decoder
     from gptlab.generation.sampling import Sampling
-    from gptlab.lab import classify, evaluate, prepare, train
+    from gptlab.lab import classify, evaluate, prepare, study, train
     from gptlab.model.classifier import GPTClassifier, RNNClassifier
     from gptlab.model.gpt import GPT, GPTShape
     from gptlab.model.rnn import RNN, RNNShape
+    from gptlab.report.diff import RunDiff, diff_runs
+    from gptlab.report.listing import RunRow, list_runs
     from gptlab.report.report import write_report
     from gptlab.run.open import OpenModel, open_model
     from gptlab.run.run import Run
+    from gptlab.studies.study import Study
     from gptlab.text.dialogue import Message, Template
     from gptlab.text.tokenizer import Tokenizer
     from gptlab.training.evaluate import Evaluation
@@ -54,18 +57,24 @@ _HOMES = {
     "RNNShape": "model.rnn",
     "Recipe": "training.recipe",
     "Run": "run.run",
+    "RunDiff": "report.diff",
+    "RunRow": "report.listing",
     "Sampling": "generation.sampling",
+    "Study": "studies.study",
     "Template": "text.dialogue",
     "Tokenizer": "text.tokenizer",
     "UserError": "errors",
     "answer": "evaluation.answers",
     "classify": "lab",
     "complete": "evaluation.samples",
+    "diff_runs": "report.diff",
     "evaluate": "lab",
     "export_model": "export.export",
+    "list_runs": "report.listing",
     "load_recipe": "training.recipe",
     "open_model": "run.open",
     "prepare": "lab",
+    "study": "lab",
     "train": "lab",
     "write_report": "report.report",
 }
@@ -88,7 +97,10 @@ __all__ = [
     "RNNShape",
     "Recipe",
     "Run",
+    "RunDiff",
+    "RunRow",
     "Sampling",
+    "Study",
     "Template",
     "Tokenizer",
     "UserError",
@@ -96,11 +108,14 @@ __all__ = [
     "answer",
     "classify",
     "complete",
+    "diff_runs",
     "evaluate",
     "export_model",
+    "list_runs",
     "load_recipe",
     "open_model",
     "prepare",
+    "study",
     "train",
     "write_report",
 ]

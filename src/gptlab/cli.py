@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+from gptlab.environment import BEFORE_TORCH
 from gptlab.errors import GptlabError, Interrupted, UserError, nearest
 
 VERBS = {
@@ -28,7 +29,9 @@ VERBS = {
     "classify": "The class of a text, with probabilities.",
     "chat": "Talk with a model, or with two side by side.",
     "export": "A folder for transformers, PEFT or llama.cpp; the hub.",
+    "study": "Compare: the runs of a study that are missing, and its report.",
     "report": "A run's report as one HTML page, Markdown and plots.",
+    "runs": "The runs there are; what two of them differ in.",
 }
 """Each verb is the function of its name in commands/NAME.py; the words are its line in `gptlab --help`."""
 
@@ -37,19 +40,6 @@ SUMMARY = "gptlab: the whole life of a GPT-2-class language model on the machine
 
 VARIADIC = ("--data",)
 """Options that take every word up to the next option or section.key=value, so that a shell's *.txt works."""
-
-
-BEFORE_TORCH = {
-    # Threads that wait for each other spin for some microseconds and then sleep. With the default, milliseconds,
-    # every wait stalls as soon as another process takes one of the cores.
-    "GOMP_SPINCOUNT": "3000",
-    # Large allocations in huge pages: a step of mini-gpt takes three quarters of the time.
-    "THP_MEM_ALLOC_ENABLE": "1",
-    # oneDNN keeps the code it makes for each shape, a megabyte or two; rows of uneven length have many shapes, and its
-    # own limit is 1,024. 128 cost 6 % of the time.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512",
-}
-"""What must stand in the environment before torch is imported; figures in docs/log.md. What is set stays."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -51,6 +51,15 @@ class MemoryLimitError(GptlabError):
 class TrainingStopped(GptlabError):
     """Training stopped itself (the loss is not finite, fp16 steps are skipped again and again)."""
 
+    status = "stopped"
+    """Of the run, in its state."""
+
+
+class Pruned(TrainingStopped):
+    """A search ended the run early, since others were better at this point."""
+
+    status = "pruned"
+
 
 class Interrupted(GptlabError):
     """Ctrl-C or SIGTERM: what there was has been saved."""

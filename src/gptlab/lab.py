@@ -12,6 +12,10 @@ from gptlab.evaluation.classify import classify as classify_texts
 from gptlab.report.report import write_report
 from gptlab.run.open import Which, open_model
 from gptlab.run.run import Run
+from gptlab.studies.live import make_screen
+from gptlab.studies.running import run_study
+from gptlab.studies.settings import load_study
+from gptlab.studies.study import Study
 from gptlab.training.assemble import train_recipe
 from gptlab.training.evaluate import evaluate_model
 from gptlab.training.prepare import Prepared
@@ -98,3 +102,28 @@ def prepare(
         recipe = load_recipe(recipe, *changes, variant=variant, data=data)
     start, recipe = find_start(recipe, None, Path(runs))
     return prepare_recipe(recipe, progress or make_progress(), start)
+
+
+def study(
+    study: str | Path,
+    *changes: str,
+    variant: str | None = None,
+    data: Sequence[str] = (),
+    name: str | None = None,
+    workers: int = 1,
+    runs: str | Path = "runs",
+    device: str = "auto",
+) -> Study:
+    """Makes the runs of a study that are missing, and its report; the same call goes on with one that was stopped.
+
+        found = gptlab.study("mini-gpt-five", "training.minutes=4", data=["books/*.txt"])
+        found.table()
+
+    study:   one that ships, or a TOML file
+    changes: the study's own `key=value`, or a recipe's, which then hold for every run
+    workers: runs that are made at a time; the same call on other machines shares the work over the folder
+
+    A run that fails does not stop the others; `results` says which.
+    """
+    settings = load_study(study, *changes, variant=variant, data=data, name=name)
+    return Study(run_study(settings, runs=Path(runs), workers=workers, device=device, screen=make_screen()))

@@ -3,7 +3,10 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
+from gptlab.errors import RecipeError
+from gptlab.training.recipe import load_recipe
 from gptlab.training.schedule import ScheduleSettings, rate_factor
 
 
@@ -43,3 +46,22 @@ def test_a_run_shorter_than_its_warmup_still_reaches_its_rate():
 def test_before_a_length_in_minutes_is_known_only_the_warmup_acts():
     settings = ScheduleSettings(kind="cosine", warmup_steps=2)
     assert [rate_factor(settings, step, None) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_a_range_rises_by_the_same_factor_from_its_initial_fraction_to_the_full_rate():
+    got = factors(7, kind="range", initial_fraction=1e-6, warmup_steps=100)
+    assert got == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    assert factors(1, kind="range") == [1e-6]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1e-3])
+def test_a_range_begins_above_zero_and_below_its_end(fraction):
+    with pytest.raises(ValidationError, match="initial_fraction"):
+        ScheduleSettings(kind="range", initial_fraction=fraction)
+
+
+def test_a_range_in_minutes_is_refused_since_its_last_step_is_not_known():
+    changes = ["schedule.kind=range", "training.minutes=2"]
+    with pytest.raises(RecipeError, match=r"schedule\.kind = range: .* wants training\.max_steps, epochs or tokens"):
+        load_recipe("quickstart", *changes)
+    assert load_recipe("quickstart", changes[0], "training.max_steps=20").schedule.initial_fraction == 1e-6

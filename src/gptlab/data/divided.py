@@ -35,6 +35,9 @@ class DividedSettings(Section, Generic[S]):
     validation: SplitSettings[S] = Field(default_factory=lambda: SplitSettings(share=0.05))
     test: SplitSettings[S] | None = None
     overlap: Literal["error", "drop"] = "error"
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    """Which documents or rows a share holds out; by default the recipe's seed decides. Runs that are compared over
+    seeds hold out the same."""
 
     @model_validator(mode="after")
     def _below_one(self) -> Self:
@@ -56,8 +59,10 @@ class DividedSettings(Section, Generic[S]):
         return {split: section.share for split, section in self.held_out().items() if section.share}
 
     def keyed_shares(self, seed: int) -> Shares:
-        """The shares and the key that decides them; `seed` matters only where something is shared out."""
-        return Shares(**self.shares(), seed=seed if self.shares() else 0)
+        """The shares and the key that decides them: the section's own seed, else `seed`; it matters only where
+        something is shared out."""
+        key = seed if self.seed is None else self.seed
+        return Shares(**self.shares(), seed=key if self.shares() else 0)
 
 
 class Part(NamedTuple, Generic[P]):

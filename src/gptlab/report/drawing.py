@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-INK, PAPER, GRID = "#24292f", "#ffffff", "#d8dee4"
+INK, SOFT, PAPER, GRID = "#24292f", "#57606a", "#ffffff", "#d8dee4"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-PAGE_COLOURS = {INK: "currentColor", PAPER: "none", GRID: "var(--line)", BLUE: "var(--blue)", ORANGE: "var(--orange)",
-                GREEN: "var(--green)"}  # fmt: skip
+PURPLE, AMBER, SKY, OLIVE = "#cc79a7", "#e69f00", "#56b4e9", "#998a00"
+"""Olive is their yellow, dark enough for white paper."""
+
+PAGE_COLOURS = {
+    INK: "currentColor", SOFT: "var(--soft)", PAPER: "none", GRID: "var(--line)", BLUE: "var(--blue)",
+    ORANGE: "var(--orange)", GREEN: "var(--green)", PURPLE: "var(--purple)", AMBER: "var(--amber)", SKY: "var(--sky)",
+    OLIVE: "var(--olive)",
+}  # fmt: skip
 """What the colours are called in a page: report.html says what they are in the light and in the dark."""
 
 STYLE: dict[Any, Any] = {
@@ -161,10 +167,10 @@ def _write(figure: Figure, path: Path) -> str:
     buffer = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a class in a script that the PNG's font has not
-        figure.savefig(path.with_suffix(".png"), dpi=200)
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=200)  # a name may have a point: of a rate, of a key
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
+    path.with_name(f"{path.name}.svg").write_text(svg, encoding="utf-8")
     inline = svg[svg.index("<svg ") :]
     inline = re.sub(r"<metadata>.*?</metadata>", "", inline, flags=re.DOTALL)
     inline = re.sub(r' (width|height)="[\d.]+pt"', "", inline, count=2)

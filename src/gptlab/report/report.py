@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def write_report(run: Run) -> Path:
     """Writes report.html, report.md and plots/ into the run's folder; returns the path of report.html."""
-    files, facts, templates = run.report_files, gather(run), _templates()
+    files, facts, templates = run.report_files, gather(run), make_templates("gptlab.report")
     view = {
         **facts,
         "figures": tables.key_figures(facts),
@@ -80,12 +80,13 @@ def split_loop(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
-def _templates() -> Environment:
-    """The templates beside this file; in HTML everything is escaped, for samples hold any text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def make_templates(*packages: str) -> Environment:
+    """The templates of these packages, looked for in this order; in HTML everything is escaped, for samples hold any
+    text."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
-        loader=PackageLoader("gptlab.report"),
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
         undefined=StrictUndefined,
         trim_blocks=True,

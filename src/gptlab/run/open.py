@@ -18,7 +18,7 @@ from gptlab.model.nanogpt import is_nanogpt
 from gptlab.model.weights import extend_vocabulary
 from gptlab.run.base import find_base, trained_context
 from gptlab.run.checkpoint import MANIFEST, verify_folder
-from gptlab.run.run import RECIPE, Run, run_names
+from gptlab.run.run import RECIPE, Run, run_folder, run_names
 from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer
 from gptlab.text.vocabulary import FILES, PAIRS, TOKENIZER_JSON
@@ -164,8 +164,8 @@ def find_model(name: str, *, runs: Path = Path("runs"), checkpoint: Which = None
     path = Path(name).expanduser()
     if (path / RECIPE).is_file():
         return Run.open(path).checkpoint(checkpoint)
-    if not _is_model(path) and (runs / name / RECIPE).is_file():
-        return Run.open(runs / name).checkpoint(checkpoint)
+    if not _is_model(path) and (folder := run_folder(name, runs)):
+        return Run.open(folder).checkpoint(checkpoint)
     if checkpoint is not None:
         raise ModelError(f"{name}: is no run here, so it has no checkpoint {checkpoint!r}{_near(name, runs)}")
     if not path.exists():

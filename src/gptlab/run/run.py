@@ -27,6 +27,8 @@ from gptlab.text.tokenizer import Tokenizer
 
 RECIPE, ORIGIN, STATE, EVALUATION = "recipe.toml", "origin.json", "state.json", "evaluation.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+STUDY = "study.toml"
+"""What makes a folder of runs a study."""
 CHECKPOINTS, BASE, BEST, LAST, LOCK = "checkpoints", "base", "best", "last", ".lock"
 SMALL_FILES = (ORIGIN, STATE, METRICS, SAMPLES, EVALUATION, BEST, LAST, RECIPE)
 """What a mirror has besides the checkpoints. The recipe comes last: it is what makes a folder a run."""
@@ -313,6 +315,12 @@ class Run:
 def run_names(parent: Path) -> list[str]:
     """The names of the runs in a folder."""
     return sorted(file.parent.name for file in parent.glob(f"*/{RECIPE}"))
+
+
+def run_folder(name: str, runs: Path) -> Path | None:
+    """Where the run of this name is: in `runs`, or, where that is a study's folder, beside the study; None: nowhere."""
+    places = (runs, runs.parent) if (runs / STUDY).is_file() else (runs,)
+    return next((place / name for place in places if (place / name / RECIPE).is_file()), None)
 
 
 def _make_folders(folder: Path) -> None:

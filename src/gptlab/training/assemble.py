@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,7 @@ from gptlab.training.screen import (
     sources_table,
 )
 from gptlab.training.start import find_start, make_base, make_model, outline
+from gptlab.training.tracking import check_services, open_trackers
 from gptlab.training.watch import RunWatcher, stop_signals
 
 
@@ -72,6 +74,7 @@ def train_recipe(
     progress = progress or Progress()
     place = pick_device(device)
     check_device(recipe.optimizer, place)
+    check_services(recipe.tracking)
     check_folder(runs / recipe.name)
     existing, recipe = find_run(recipe, runs, fresh=fresh, say=progress.say)
     if existing and is_finished(existing, recipe):
@@ -122,7 +125,7 @@ def train_recipe(
         origin = make_origin(data, place, shapes, command, start if existing is None else None, lesson.asked)
         run = open_run(existing, recipe, folder, origin, progress.say)
 
-        with run.lock(), deterministic(recipe.training.deterministic):
+        with run.lock(), deterministic(recipe.training.deterministic), ExitStack() as ending:
             checkpoint = run.newest_valid(progress.say)
             if checkpoint is None and run.steps():
                 raise CheckpointError(
@@ -167,6 +170,7 @@ def train_recipe(
             )
             state = watcher.restore(load_state(checkpoint)) if checkpoint else State()
             engine.say = lambda text: watcher.note(state.step, text)
+            watcher.tracker = ending.enter_context(open_trackers(recipe.tracking, run, state.step, progress.say))
             run.cut(state.step)
 
             progress.say(f"{run.folder} " + (f"continues after step {state.step:,}" if state.step else "begins"))
@@ -185,7 +189,7 @@ def train_recipe(
                     )  # fmt: skip
             except TrainingStopped as stopped:
                 watcher.note(state.step, str(stopped))
-                watcher.write_state(state, length, "stopped")
+                watcher.write_state(state, length, stopped.status)
                 raise
             finally:
                 progress.end()

@@ -26,8 +26,11 @@ MAY_DIFFER = (
     "checkpoints.every_steps",
     "checkpoints.keep",
     "checkpoints.mirror",
+    "tracking.services",
+    "tracking.project",
 )
-"""What may change when a run goes on: its length, the cadence of validating and saving, mirror, micro-batch."""
+"""What may change when a run goes on: its length, the cadence of validating and saving, mirror, micro-batch, and what
+follows it."""
 
 
 def find_run(

@@ -6,7 +6,7 @@ Each section is defined beside the code that reads it; here they only meet.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +33,7 @@ from gptlab.training.cadence import CLASS_METRICS, CheckpointSettings, Validatio
 from gptlab.training.defaults import OBJECTIVES, with_defaults
 from gptlab.training.optimizer import OptimizerSettings
 from gptlab.training.schedule import ScheduleSettings
+from gptlab.training.tracking import TrackingSettings
 
 
 class TrainingSettings(Section):
@@ -119,6 +120,7 @@ class Recipe(Section):
     validation: ValidationSettings = ValidationSettings()
     samples: SampleSettings = SampleSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -195,6 +197,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _range_has_an_end(self) -> Recipe:
+        if self.schedule.kind == "range" and self.training.minutes is not None:
+            raise ValueError(
+                "schedule.kind = range: rises to its last step, so it wants training.max_steps, epochs or tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_judged(self) -> Recipe:
         if self.validation.best_by == "reward" and self.samples.reward is None:
             raise ValueError("validation.best_by = reward: wants samples.reward, the model that scores answers")
@@ -223,16 +233,25 @@ def load_recipe(
     `data`: paths that stand in place of the recipe's own sources, each a file source; the validation and test
     sets are then shares of them. RecipeError names what is wrong, all of it, before anything is loaded.
     """
+    parsed = dict(settings.parse_change(change) for change in changes)
+    return make_recipe(recipe, parsed, variants=[variant] if variant is not None else [], data=data, name=name)
+
+
+def make_recipe(
+    recipe: str | Path, changes: Mapping[str, Any], *, variants: Sequence[str] = (), data: Sequence[str] = (),
+    name: str | None = None,
+) -> Recipe:  # fmt: skip
+    """`load_recipe` with several variants, one after the other, and changes as values: "section.key" → value."""
     path = find_recipe(str(recipe))
     tree = settings.read_toml(path)
-    variants = _variants(tree.pop("variants", {}), path)
+    known = _variants(tree.pop("variants", {}), path)
     tree.setdefault("name", path.stem)
-    if variant is not None:
-        if variant not in variants:
-            known = ", ".join(variants) or "none"
-            raise RecipeError(f"{path}: no variant {variant!r}{nearest(variant, list(variants))}; there is {known}")
+    for variant in variants:
+        if variant not in known:
+            there = ", ".join(known) or "none"
+            raise RecipeError(f"{path}: no variant {variant!r}{nearest(variant, list(known))}; there is {there}")
         tree["name"] = f"{tree['name']}-{variant}"
-        tree = _change(tree, _dotted(variants[variant]))
+        tree = _change(tree, _dotted(known[variant]))
     if data:
         like = _columns(tree.get("data"))
         tree = settings.apply_changes(tree, {"data.sources": [{"path": item, **like} for item in data]})
@@ -240,7 +259,7 @@ def load_recipe(
             section = tree["data"].get(split)
             if isinstance(section, dict) and "sources" in section:
                 tree["data"][split] = {"share": 0.05}
-    tree = _change(tree, dict(settings.parse_change(change) for change in changes))
+    tree = _change(tree, _dotted(changes))
     if name is not None:
         tree["name"] = name
     return settings.build(Recipe, tree, str(path))
@@ -259,7 +278,7 @@ def _variants(variants: Any, path: Path) -> dict[str, Tree]:
     return variants
 
 
-def _dotted(changes: Tree) -> Tree:
+def _dotted(changes: Mapping[str, Any]) -> Tree:
     """A variant's changes by dotted keys: `model.n_embd = 256` in TOML is a table, "model.n_embd" = 256 is not."""
     dotted: Tree = {}
     for key, value in changes.items():
@@ -280,6 +299,16 @@ def _change(tree: Tree, changes: Tree) -> Tree:
         if isinstance(there, dict) and kind is not None and kind != there.get("kind"):
             tree = {**tree, section: {}}
     return settings.apply_changes(tree, changes)
+
+
+def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> Tree:
+    """Changes by dotted keys, and others after them, which also take the place of their alternatives."""
+    replaced = {
+        f"{section}.{name}"
+        for section, names in ALTERNATIVES.items() if any(f"{section}.{name}" in then for name in names)
+        for name in names
+    }  # fmt: skip
+    return {**{key: value for key, value in first.items() if key not in replaced}, **then}
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -13,12 +13,15 @@ from gptlab.settings import Section
 class ScheduleSettings(Section):
     """`[schedule]`. After `warmup_steps` of linear rise: constant; linear or cosine fall to `final_fraction`
     of the rate over the rest; or `wsd` (warm-up, stable, decay: Hu et al., "MiniCPM", 2024, section 4), which
-    holds the rate and falls linearly over the last `decay_fraction` of the steps."""
+    holds the rate and falls linearly over the last `decay_fraction` of the steps. `range`, without a warm-up, tries
+    rates out: from `initial_fraction` of the rate up to it, by the same factor at every step (the learning rate range
+    test of Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3, on a log scale)."""
 
-    kind: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    kind: Literal["constant", "linear", "cosine", "wsd", "range"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     final_fraction: float = Field(0.1, ge=0, le=1)
     decay_fraction: float = Field(0.4, gt=0, le=1)
+    initial_fraction: float = Field(1e-6, gt=0, lt=1)
 
 
 def rate_factor(settings: ScheduleSettings, step: int, total_steps: int | None) -> float:
@@ -26,6 +29,9 @@ def rate_factor(settings: ScheduleSettings, step: int, total_steps: int | None) 
 
     The warm-up takes at most half of the run, so that a short run also reaches its rate.
     """
+    if settings.kind == "range":
+        assert total_steps is not None, "a recipe has no range over a length in minutes"
+        return settings.initial_fraction ** (1 - step / max(1, total_steps - 1))
     warmup = settings.warmup_steps if total_steps is None else min(settings.warmup_steps, total_steps // 2)
     if step < warmup:
         return (step + 1) / warmup

@@ -28,6 +28,7 @@ from gptlab.training.length import Length
 from gptlab.training.loop import Engine, State
 from gptlab.training.prepare import Prepared
 from gptlab.training.progress import Progress
+from gptlab.training.tracking import Tracker
 
 SAID_AFTER = 10
 """Steps after which it is said how long the run will take."""
@@ -78,6 +79,7 @@ class RunWatcher:
     decided_once: dict[str, Any]
     progress: Progress
     stop_asked: Callable[[], bool] = lambda: False
+    tracker: Tracker = field(default_factory=Tracker)
     best: Best = field(default_factory=Best)
     first_step: int = 0
     saved_step: int = -1
@@ -86,7 +88,7 @@ class RunWatcher:
     def began(self, state: State, length: Length, command: str) -> None:
         """The run starts or goes on by this command; written before the first step."""
         self.first_step = state.step
-        self.run.log({
+        self._line({
             "event": "start", "step": state.step, "seconds": state.seconds, "total_steps": length.total,
             "micro_batch_size": self.engine.micro_batch_size, "command": command, **self.decided_once,
         })  # fmt: skip
@@ -114,7 +116,7 @@ class RunWatcher:
 
     def log(self, record: dict[str, Any], state: State, length: Length) -> None:
         record["peak_share"] = record["tokens_per_second"] * self.work_of_item
-        self.run.log(record)
+        self._line(record)
         self.progress.step(record, length.total)
 
     def rest(self, state: State, length: Length) -> bool:
@@ -137,9 +139,14 @@ class RunWatcher:
         self.write_state(state, length, "interrupted")
         return True
 
+    def _line(self, record: dict[str, Any]) -> None:
+        """A line of the metrics, for the run and for what follows it."""
+        self.run.log(record)
+        self.tracker.log(record)
+
     def note(self, step: int, text: str) -> None:
         """Something a person should know: said now and kept for the report."""
-        self.run.log({"event": "note", "step": step, "text": text})
+        self._line({"event": "note", "step": step, "text": text})
         self.progress.say(text)
 
     def _evaluates(self, step: int, total: int | None) -> bool:
@@ -180,7 +187,7 @@ class RunWatcher:
         assert self.judge
         with self.progress.busy("judging answers"):
             scores = self.judge.scores(self.model)
-        self.run.log({"event": "reward", "step": state.step, **scores, "seconds": state.seconds})
+        self._line({"event": "reward", "step": state.step, **scores, "seconds": state.seconds})
         self.progress.judged(state.step, scores)
         return float(scores["mean"])
 
@@ -189,7 +196,7 @@ class RunWatcher:
         return Scorer(engine.objective, engine.device, engine.precision, engine.micro_batch_size)
 
     def _log_scores(self, event: str, state: State, values: dict[str, float]) -> None:
-        self.run.log({"event": event, "step": state.step, **values, "seconds": state.seconds})
+        self._line({"event": event, "step": state.step, **values, "seconds": state.seconds})
         self.progress.evaluated(event, state.step, values)
 
     def _alarm(self, step: int) -> bool:
