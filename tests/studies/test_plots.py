@@ -109,10 +109,10 @@ def test_a_grid_has_effects_and_its_names_keep_their_points(tmp_path: Path, make
 def test_a_search_has_its_history_and_a_range_test_its_marks(tmp_path: Path, make_study: MakeStudy) -> None:
     space = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "model.n_embd": [64, 128]}
     values = {
-        f"trial-{n}": {"optimizer.learning_rate": 1e-4 * 2**n, "model.n_embd": (64, 128)[n % 2]} for n in range(1, 7)
+        f"trial-{n:03}": {"optimizer.learning_rate": 1e-4 * 2**n, "model.n_embd": (64, 128)[n % 2]} for n in range(1, 7)
     }
     scores: dict[str, Any] = {name: perplexities(100 + 5 * n) for n, name in enumerate(values)}
-    scores |= {"trial-3": {1: "pruned"}, "trial-4": {1: "diverged"}}
+    scores |= {"trial-003": {1: "pruned"}, "trial-004": {1: "diverged"}}
     rates = 1e-6 * 10 ** np.linspace(0, 6, 100)
     losses = 9 - 3 / (1 + 1e-3 / rates) + np.where(rates > 0.1, 40 * (rates - 0.1), 0)
     lines = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from gptlab.settings import build
-from gptlab.studies.claims import Claims
+from gptlab.studies.claims import WORK, Claim
 from gptlab.studies.queue import expected_seconds, spent_seconds, waiting, within_budget
 from gptlab.studies.results import read_results
 from gptlab.studies.settings import StudySettings
@@ -45,13 +46,10 @@ def test_a_run_that_is_being_made_is_left_alone(make_study, tmp_path: Path) -> N
 
 def test_a_run_whose_worker_keeps_dying_has_failed(make_study, tmp_path: Path) -> None:
     folder = make_study(tmp_path, TWO, {"a": {1: "interrupted"}})
-    claims = Claims(folder)
-    claims.bury("a-1", "its process was killed (SIGKILL)")
-    for _ in range(2):
+    for number in range(1, 4):
         assert "a-1" in names(folder)
-        with claims.take("a-1", lost=lambda: None):
-            pass
-        claims.bury("a-1", "its process was killed (SIGKILL)")
+        claim = Claim("a-1", number, "there", 1, 0.0, 0.0, 1.0, "killed", "its process was killed (SIGKILL)")
+        (folder / WORK / f"a-1.{number}.json").write_text(json.dumps(dataclasses.asdict(claim)))
     assert "a-1" not in names(folder)
     failed = read_results(folder).runs[0]
     assert (failed.status, failed.words) == ("failed", "its process was killed (SIGKILL)")

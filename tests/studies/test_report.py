@@ -91,12 +91,12 @@ def test_nothing_made_yet_is_a_report_too(make_study: MakeStudy, tmp_path: Path)
 
 def test_a_search_shows_its_trials(make_study: MakeStudy, tmp_path: Path) -> None:
     space = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "model.n_embd": [64, 128]}
-    drawn = {f"trial-{n}": {"optimizer.learning_rate": 10**-n, "model.n_embd": 64} for n in (2, 3, 4)}
+    drawn = {f"trial-{n:03}": {"optimizer.learning_rate": 10**-n, "model.n_embd": 64} for n in (2, 3, 4)}
     scores: dict[str, dict[int, Any]] = {name: {1: {"perplexity": 100.0 + n}} for n, name in enumerate(drawn)}
     scores |= {"baseline": {101: {"perplexity": 120.0}}, "best": {101: {"perplexity": 100.0}}}
-    scores["trial-4"] = {1: "pruned"}
+    scores["trial-004"] = {1: "pruned"}
     study = {"search": {"trials": 4, "space": space, "confirm": [101]}}
-    page, markdown = written(make_study(tmp_path, study, scores, {**drawn, "best": drawn["trial-2"]}))
+    page, markdown = written(make_study(tmp_path, study, scores, {**drawn, "best": drawn["trial-002"]}))
     assert "five searches in 4 trials" in page.text
     assert "the best trial, 100.00 (1 seed)" in page.text
     for told in ("Trials", "pruned", "What each key does", "partly luck"):

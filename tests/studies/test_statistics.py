@@ -182,10 +182,10 @@ def test_named_arms_have_no_effects(make_study: MakeStudy, tmp_path: Path) -> No
 
 def test_a_searched_range_is_told_in_parts(make_study: MakeStudy, tmp_path: Path) -> None:
     trials, widths = 12, [64, 128, 256]
-    drawn = {f"trial-{n:02}": {"optimizer.learning_rate": 10 ** (-4 + n / 6), "model.n_embd": widths[n % 3]}
+    drawn = {f"trial-{n:03}": {"optimizer.learning_rate": 10 ** (-4 + n / 6), "model.n_embd": widths[n % 3]}
              for n in range(1, trials + 1)}  # fmt: skip
     scores: dict[str, dict[int, Any]] = {name: {1: {"perplexity": 100.0 + n}} for n, name in enumerate(drawn, 1)}
-    scores["trial-12"] = {1: "pruned"}
+    scores["trial-012"] = {1: "pruned"}
     space = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "model.n_embd": widths}
     results = read_results(make_study(tmp_path, {"search": {"trials": trials, "space": space}}, scores, drawn))
     levels = {effect.key: effect.levels for effect in effects(results)}

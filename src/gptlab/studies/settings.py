@@ -85,7 +85,7 @@ class SearchSettings(Section):
     startup_trials: int = Field(8, ge=1)
     confirm: tuple[Seed, ...] = Field((101, 102, 103), strict=False)
     storage: str | None = None
-    space: dict[str, Range | Annotated[list[int | float | str | bool], Field(min_length=1)]] = Field(min_length=1)
+    space: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
 
 
 class RangeTestSettings(Section):
