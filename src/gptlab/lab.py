@@ -101,7 +101,7 @@ def prepare(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, *changes, variant=variant, data=data)
     start, recipe = find_start(recipe, None, Path(runs))
-    return prepare_recipe(recipe, progress or make_progress(), start)
+    return prepare_recipe(recipe, progress or make_progress(), start, runs=Path(runs))
 
 
 def study(

@@ -64,6 +64,8 @@ def test_first_runs_come_first_and_the_others_need_them(make_study, tmp_path: Pa
         assert names(folder) == then, state
     folder = make_study(tmp_path / "done", study, {"base": {1: {}}})
     assert names(folder) == ["a-1", "b-1", "a-2", "b-2"]
+    both = {**study, "first": {"base": {"training.max_steps": 3}, "tuned": {"training.max_steps": 4}}}
+    assert names(make_study(tmp_path / "both", both, {})) == ["base"], "one may begin with another"
 
 
 def test_what_proves_a_search_waits_for_all_its_trials(make_study, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ class Item:
 
     name:  its folder in the study's folder: the arm and the seed; of a run that others begin with its name alone
     stage: 0 made first; 1 the arms (or trials); 2 what a search ends with. One begins when all before have ended
-    round: of its stage; all arms with one seed, or one trial
+    round: of its stage; all arms with one seed, or one trial. First runs are made one after the other, since one may
+           begin with another
     """
 
     name: str
@@ -85,9 +86,8 @@ def baseline(study: StudySettings) -> str:
 
 def items(study: StudySettings) -> list[Item]:
     """Every run of the study, in the order in which they are made."""
-    first = [Item(name, name, study.seeds[0], 0) for name in study.first]
-    if study.range_test:
-        first.append(Item(RANGE_TEST, RANGE_TEST, study.seeds[0], 0))
+    names = [*study.first, *([RANGE_TEST] if study.range_test else [])]
+    first = [Item(name, name, study.seeds[0], 0, number) for number, name in enumerate(names)]
     if study.search is None:
         rounds = enumerate(study.seeds)
         return first + [_item(arm, seed, 1, number) for number, seed in rounds for arm in arms(study)]
@@ -115,12 +115,13 @@ def recipe_of(study: StudySettings, item: Item, drawn: Mapping[str, Any] | None 
 
 
 def _recipe(study: StudySettings, arm: Arm, item: Item) -> Recipe:
+    apart = item.stage == 0 and arm.recipe is not None  # another model, which is no part of what is compared
     return make_recipe(
         arm.recipe or study.recipe,
-        {"data.seed": HELD_OUT_BY, **merged(study.changes, arm.changes), "seed": item.seed},
+        {"data.seed": HELD_OUT_BY, **merged({} if apart else study.changes, arm.changes), "seed": item.seed},
         # An arm's recipe has variants of its own.
         variants=[name for name in (None if arm.recipe else study.variant, arm.variant) if name],
-        data=study.data,
+        data=() if apart else study.data,
         name=item.name,
     )
 

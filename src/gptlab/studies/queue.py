@@ -14,9 +14,8 @@ def waiting(results: Results, workers: int, again: Mapping[str, int]) -> list[It
     had failed before."""
     if broken(results, again):
         return []
-    stages = sorted({result.item.stage for result in results.runs})
-    for stage in stages:
-        of_stage = [result for result in results.runs if result.item.stage == stage]
+    for stage in sorted({_stage(result.item) for result in results.runs}):
+        of_stage = [result for result in results.runs if _stage(result.item) == stage]
         free = [result for result in of_stage if _is_free(result, again)]
         affordable = [result.item for result in free if within_budget(results, result.item, workers)]
         if affordable:
@@ -24,6 +23,11 @@ def waiting(results: Results, workers: int, again: Mapping[str, int]) -> list[It
         if any(result.status == "running" for result in of_stage):
             return []  # what comes after needs all of this stage
     return []
+
+
+def _stage(item: Item) -> tuple[int, int]:
+    """What must have ended before the next begins; each of the first runs is a stage of its own."""
+    return item.stage, item.round if item.stage == 0 else 0
 
 
 def _is_free(result: RunResult, again: Mapping[str, int]) -> bool:

@@ -121,7 +121,8 @@ class StudySettings(Section):
     changes:  of every run: "section.key" = value
     arms:     name → changes; two keys are the study's own: `recipe` and `variant`, which stand in place of the study's
     grid:     key → values; every combination is an arm
-    first:    runs that are made before the others, which may name them as their start or teacher: name → as an arm
+    first:    runs that are made before the others, one after the other, which may name them as their start, teacher or
+              tokenizer: name → as an arm. One with a recipe of its own has neither `changes` nor `data`
     metric:   what ranks the arms: a score of `evaluation.json`, or another measure (studies/results.py)
     measures: more of them, for the report's table
     checkpoint, on: whose score: the best or the last checkpoint, on which set

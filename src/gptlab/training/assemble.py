@@ -89,7 +89,7 @@ def train_recipe(
 
     start, recipe = find_start(recipe, existing, runs)
     other = find_other_model(recipe, existing, runs)
-    data = prepare(recipe, progress, start)
+    data = prepare(recipe, progress, start, runs=runs)
     progress.table("data", *sources_table(data))
     vocabulary = data.vocabulary
     if existing and start:  # whose own tokenizer has the added tokens already

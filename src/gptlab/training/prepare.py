@@ -25,6 +25,7 @@ from gptlab.errors import CheckpointError, GptlabError, RecipeError
 from gptlab.hub import cache_folder
 from gptlab.model.classifier import REWARD
 from gptlab.run.checkpoint import verify_folder, write_folder
+from gptlab.run.run import Run, run_folder
 from gptlab.text.dialogue import Template
 from gptlab.text.tokenizer import Tokenizer, TokenizerSettings, resolve_tokenizer
 from gptlab.training.progress import Progress
@@ -113,10 +114,10 @@ def _without_values(rows: Rows) -> Rows:
     return rows.inner if isinstance(rows, ValuedRows) else rows
 
 
-def prepare(recipe: Recipe, progress: Progress, start: Start | None = None) -> Prepared:
+def prepare(recipe: Recipe, progress: Progress, start: Start | None = None, *, runs: Path = Path("runs")) -> Prepared:
     """Reads or trains the tokenizer, tokenizes what is not yet in the cache, and opens the rows. `start`: the recipe's,
     if it has one."""
-    tokenizer = (start.tokenizer if start else None) or _tokenizer(recipe, progress)
+    tokenizer = (start.tokenizer if start else None) or _tokenizer(recipe, runs, progress)
     with progress.busy("preparing text") as tell:
 
         def on_progress(now: PrepareProgress) -> None:
@@ -229,10 +230,12 @@ def _template(name: str | None, tokenizer: Tokenizer, start: Start | None) -> Te
     return Template.named(name or "eos", tokenizer.eos)
 
 
-def _tokenizer(recipe: Recipe, progress: Progress) -> Tokenizer:
+def _tokenizer(recipe: Recipe, runs: Path, progress: Progress) -> Tokenizer:
     """The recipe's tokenizer. One that is trained sees the training documents alone, and is kept in the cache."""
     settings, data = recipe.tokenizer, recipe.data
     assert settings is not None  # a recipe without one has a start that has
+    if settings.from_ and not Path(settings.from_).exists() and (folder := run_folder(settings.from_, runs)):
+        return Tokenizer.read(Run.open(folder).checkpoint())
     if settings.train is None:
         return resolve_tokenizer(settings, lambda: ())
     if not isinstance(data, CorpusSettings):
