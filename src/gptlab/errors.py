@@ -36,6 +36,10 @@ class RunError(UserError):
     """A run directory that cannot be used for what was asked."""
 
 
+class RunHeld(RunError):
+    """A run that another process trains at this moment."""
+
+
 class DeviceError(UserError):
     """A device or precision this machine does not have."""
 

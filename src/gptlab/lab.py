@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gptlab.device import PrecisionName
@@ -11,7 +11,7 @@ from gptlab.evaluation.classify import Classification, Text
 from gptlab.evaluation.classify import classify as classify_texts
 from gptlab.report.report import write_report
 from gptlab.run.open import Which, open_model
-from gptlab.run.run import Run
+from gptlab.run.run import STUDY, Run
 from gptlab.studies.live import make_screen
 from gptlab.studies.running import run_study
 from gptlab.studies.settings import load_study
@@ -51,11 +51,8 @@ def train(
     progress = progress or make_progress()
     if command is None:
         named = {"--variant": variant, "--name": name, "--runs": None if str(runs) == "runs" else str(runs)}
-        command = shlex.join([
-            "gptlab", "train", f"{runs}/{recipe.name}/recipe.toml" if isinstance(recipe, Recipe) else str(recipe),
-            *changes, *(word for option, value in named.items() if value for word in (option, value)),
-            *(["--fresh"] if fresh else []), *(["--data", *data] if data else []),
-        ])  # fmt: skip
+        what = f"{runs}/{recipe.name}/recipe.toml" if isinstance(recipe, Recipe) else str(recipe)
+        command = _command("train", what, [*changes, *(["--fresh"] if fresh else [])], named, data)
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, *changes, variant=variant, data=data, name=name)
     run = train_recipe(recipe, runs=Path(runs), device=device, fresh=fresh, command=command, progress=progress)
@@ -111,19 +108,34 @@ def study(
     data: Sequence[str] = (),
     name: str | None = None,
     workers: int = 1,
-    runs: str | Path = "runs",
+    runs: str | Path | None = None,
     device: str = "auto",
+    command: str | None = None,
 ) -> Study:
     """Makes the runs of a study that are missing, and its report; the same call goes on with one that was stopped.
 
         found = gptlab.study("mini-gpt-five", "training.minutes=4", data=["books/*.txt"])
         found.table()
 
-    study:   one that ships, or a TOML file
+    study:   one that ships, a TOML file, or a study's folder
     changes: the study's own `key=value`, or a recipe's, which then hold for every run
     workers: runs that are made at a time; the same call on other machines shares the work over the folder
+    runs:    where the study's folder is; by default "runs", or where the folder is that `study` names
+    command: what repeats it, for the report; by default `gptlab study` with these arguments
 
     A run that fails does not stop the others; `results` says which.
     """
     settings = load_study(study, *changes, variant=variant, data=data, name=name)
-    return Study(run_study(settings, runs=Path(runs), workers=workers, device=device, screen=make_screen()))
+    is_folder = (Path(study) / STUDY).is_file()
+    place = Path(runs) if runs is not None else Path(study).parent if is_folder else Path("runs")
+    if command is None:
+        named = {"--variant": variant, "--name": name, "--runs": None if runs is None else str(runs)}
+        command = _command("study", str(study), changes, named, data)
+    folder = run_study(settings, runs=place, workers=workers, device=device, command=command, screen=make_screen())
+    return Study(folder)
+
+
+def _command(verb: str, what: str, changes: Sequence[str], named: Mapping[str, str | None], data: Sequence[str]) -> str:
+    """What a person would type."""
+    options = (word for option, value in named.items() if value for word in (option, value))
+    return shlex.join(["gptlab", verb, what, *changes, *options, *(["--data", *data] if data else [])])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +83,8 @@ def test_a_file_that_is_there_is_replaced_whole_or_not_at_all(tmp_path: Path) ->
     written = file.read_text()
     assert written.startswith("text,label")
     assert list(tmp_path.iterdir()) == [file]
-    (tmp_path / ".predictions.csv.writing").symlink_to("/dev/full")  # where it is written first: a disk that is full
+    first = f".predictions.csv.{os.getpid()}-{threading.get_ident()}.writing"  # where it is written first
+    (tmp_path / first).symlink_to("/dev/full")  # a disk that is full
     with pytest.raises(CheckpointError, match="could not be written"):
         write_predictions(file, rows_of(TEXTS[::-1]), LOGITS)
     assert file.read_text() == written

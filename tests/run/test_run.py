@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gptlab.errors import CheckpointError, RunError
 from gptlab.run.checkpoint import has_state, load_state
+from gptlab.run.files import write_text
 from gptlab.run.run import Run
 
 Save = Callable[..., Path]
@@ -247,3 +249,12 @@ def test_one_process_trains_at_a_time_and_a_kill_lets_go(run: Run) -> None:
         pass
     with run.lock():
         assert run.state == {}
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
+    """As when two commands end a study at the same moment: every write ends, and what is there is whole."""
+    file, texts = tmp_path / "report.html", ["a" * 50_000, "b" * 50_000]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda n: write_text(file, texts[n % 2]), range(200)))
+    assert file.read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -133,7 +133,7 @@ def test_a_length_in_minutes_counts_by_the_clock(tmp_path: Path, make_study: Mak
 def test_first_runs_are_waited_for_before_the_arms(tmp_path: Path, make_study: MakeStudy) -> None:
     """With many workers: the first run, and then the longest of the others."""
     study = {**arms("plain", "wide"), "first": {"base": {"training.batch_size": 4}}}
-    folder = half_a_minute(make_study(tmp_path, study, {"base": {1: "running"}}), "base")
+    folder = half_a_minute(make_study(tmp_path, study, {"base": {1337: "running"}}), "base")
     assert time_left(read_results(folder), 8) == pytest.approx(30 + 60)
 
 

@@ -92,7 +92,7 @@ def test_an_arm_may_have_a_recipe_and_a_variant_of_its_own() -> None:
 def test_a_first_run_has_what_its_table_says() -> None:
     study = study_of(**TWO, first={"base": {"training.max_steps": 5, "model.n_layer": 1}})
     base = recipe(study, "base")
-    assert (base.name, base.seed, base.training.max_steps, base.model.n_layer) == ("base", 1, 5, 1)
+    assert (base.name, base.seed, base.training.max_steps, base.model.n_layer) == ("base", 1337, 5, 1)
 
 
 def test_a_trial_has_what_was_drawn() -> None:
@@ -130,8 +130,8 @@ def test_the_baseline_is_the_first_arm_or_the_one_that_is_named() -> None:
         ({"arms": {"plain": {"variant": "tinny"}}}, ("plain-1", "tinny")),
         ({"arms": {"a b": {}}}, ("a b-1",)),
         ({"arms": {"../up": {}}}, ("../up-1",)),
-        ({**TWO, "changes": {"model.n_embd": 32}}, ("model.n_embd", "the arms differ in it")),
-        ({"grid": {"model.n_embd": [32]}, "changes": {"model.n_embd": 32}}, ("model.n_embd", "the grid differ in it")),
+        ({**TWO, "changes": {"model.n_embd": 32}}, ("model.n_embd", "for the arm wide alone")),
+        ({"grid": {"model.n_embd": [32]}, "changes": {"model.n_embd": 32}}, ("model.n_embd", "for the arm n_embd-32 alone")),
         ({**TWO, "first": {"base": {"model.n_layer": "two"}}}, ("base", "n_layer")),
         ({"search": {"trials": 2, "space": {"model.n_layer": [1, "two"]}}}, ("trial-001-1", "n_layer")),
         ({"search": {"trials": 2, "space": {"optimizer.learning_rate": {"low": -1.0, "high": 1.0}}}}, ("trial-001-1",)),

@@ -60,9 +60,9 @@ def test_first_runs_come_first_and_the_others_need_them(make_study, tmp_path: Pa
     for number, (state, then) in enumerate({
         "waiting": ["base"], "running": [], "failed": [], "diverged": [],
     }.items()):  # fmt: skip
-        folder = make_study(tmp_path / str(number), study, {"base": {1: state}})
+        folder = make_study(tmp_path / str(number), study, {"base": {1337: state}})
         assert names(folder) == then, state
-    folder = make_study(tmp_path / "done", study, {"base": {1: {}}})
+    folder = make_study(tmp_path / "done", study, {"base": {1337: {}}})
     assert names(folder) == ["a-1", "b-1", "a-2", "b-2"]
     both = {**study, "first": {"base": {"training.max_steps": 3}, "tuned": {"training.max_steps": 4}}}
     assert names(make_study(tmp_path / "both", both, {})) == ["base"], "one may begin with another"

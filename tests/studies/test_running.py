@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 import gptlab
-from gptlab.errors import RunError
+from gptlab.errors import GptlabError, RunError
 from gptlab.settings import to_toml
 from gptlab.studies.claims import Claims
+from gptlab.studies.opening import open_study
 from gptlab.studies.results import read_results
-from gptlab.studies.running import open_study
+from gptlab.studies.search import values_of
 from gptlab.studies.settings import load_study
 
 TEXT = "\n\n".join(f"The number {n} is {'even' if n % 2 == 0 else 'odd'}, and {n} + 1 = {n + 1}." for n in range(900))
@@ -108,6 +109,58 @@ def test_a_longer_length_continues_every_run(here: Path) -> None:
     made = gptlab.study(file, "training.max_steps=20")
     (result,) = made.results.runs
     assert (result.status, result.measures["steps"], len(result.claims)) == ("finished", 20, 2)
+
+
+def test_a_shorter_length_is_refused_and_nothing_is_changed(here: Path) -> None:
+    file = write(here, arms={"a": {}, "b": {"model.n_embd": 32}})
+    folder = gptlab.study(file).folder
+    files = [*folder.glob("*.toml"), *folder.glob("*/state.json")]
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(RunError, match=r"finished with training.max_steps = 12, and 4 is asked for"):
+        open_study(load_study(file, "training.max_steps=4"), Path("runs"))
+    assert [path.read_bytes() for path in files] == before
+    assert set(statuses(folder).values()) == {"finished"}
+
+
+def test_a_worker_that_keeps_dying_ends_as_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory is short: each worker is killed as soon as it has begun."""
+    shell = here / "python"
+    shell.write_text(
+        f'#!/bin/sh\n{sys.executable} "$@" &\nwhile ! ls runs/few/work/*.json; do sleep 0.05; done\n'
+        "kill -KILL $!\nwait $!\nkill -KILL $$\n"
+    )
+    shell.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shell))
+    made = gptlab.study(write(here, arms={"a": {}}))
+    (result,) = made.results.runs
+    assert result.status == "failed"
+    assert "killed" in result.words
+    assert [claim.outcome for claim in result.claims] == ["killed"] * 3
+
+
+def test_a_worker_that_cannot_begin_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(GptlabError, match=r"a-1: its worker ended before it had begun; .*a-1.log says why"):
+        gptlab.study(write(here, arms={"a": {}}))
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_more_trials_and_proves_its_best_anew(here: Path) -> None:
+    space = {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "model.n_embd": [8, 16, 32]}
+    file = write(here, search={"trials": 2, "sampler": "random", "confirm": [5], "space": space})
+    first = gptlab.study(file)
+    assert len(first.results.trials) == 2
+    again = gptlab.study(file, "search.trials=5").results
+    assert {result.status for result in again.runs} == {"finished"}
+    best = min(again.trials, key=lambda result: result.score)
+    proof = next(result for result in again.runs if result.item.arm == "best")
+    assert values_of(proof, again.study) == values_of(best, again.study)
+    moved = list(first.folder.glob("best-5.*"))
+    assert len(moved) == (best.item.round >= 2), "what proved another one made room"
+    longer = gptlab.study(file, "search.trials=5", "training.max_steps=16").results
+    assert {result.measures["steps"] for result in longer.runs} == {16}
+    with pytest.raises(RunError, match="ranked by another metric"):
+        open_study(load_study(file, "metric=loss", "search.trials=5"), Path("runs"))
 
 
 def start(here: Path, *options: str) -> subprocess.Popen[str]:

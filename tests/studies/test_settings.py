@@ -197,3 +197,22 @@ def test_a_study_is_found_by_its_file_its_folder_or_its_name(file: Path, tmp_pat
     (tmp_path / "runs").mkdir()
     with pytest.raises(RecipeError, match="there is no study"):
         find_study(str(tmp_path / "runs"))
+
+
+def test_a_key_may_be_written_with_and_without_quotation_marks(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        'recipe = "mini-gpt"\nmetric = "loss"\n[changes]\ntraining.max_steps = 9\ntraining.batch_size = 4\n'
+        "[arms.a]\n[arms.b]\nmodel.n_embd = 64\nmodel.n_layer = 1\n[variants.short.changes]\ntraining.max_steps = 3\n"
+    )
+    study = load_study(tmp_path / "own.toml", variant="short")
+    assert study.changes == {"training.max_steps": 3, "training.batch_size": 4}
+    assert study.arms["b"] == {"model.n_embd": 64, "model.n_layer": 1}
+
+
+def test_pruning_wants_a_metric_that_evaluations_give(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        'recipe = "mini-gpt"\nmetric = "win_rate"\n[search]\ntrials = 2\npruning = "median"\n'
+        '[search.space]\n"model.dropout" = [0.0, 0.1]\n'
+    )
+    with pytest.raises(RecipeError, match="win_rate' is only known at a run's end"):
+        load_study(tmp_path / "own.toml")

@@ -13,9 +13,9 @@ from gptlab.errors import Interrupted
 from gptlab.run.run import Run
 from gptlab.settings import read_toml, to_toml
 from gptlab.studies.claims import WORK, Claims
+from gptlab.studies.opening import open_study
 from gptlab.studies.plan import items
 from gptlab.studies.results import read_results
-from gptlab.studies.running import open_study
 from gptlab.studies.settings import load_study
 from gptlab.studies.worker import BUSY, make_run
 

@@ -19,7 +19,7 @@ def study(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="So many runs at a time.")] = 1,
     name: Annotated[str | None, typer.Option(help="The study's folder under --runs; by default its name.")] = None,
-    runs: Annotated[str, typer.Option(help="Where runs are kept.")] = "runs",
+    runs: Annotated[str | None, typer.Option(help="Where runs are kept; by default in runs.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Make the runs of a study that are missing, and its report. The same command goes on, also on other machines.

@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def write_text(file: Path, text: str) -> None:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Replaces `file` atomically; CheckpointError where the disk does not take it (the old one lives)."""
-    temporary = file.with_name(f".{file.name}.writing")
+    # A name of this write alone: two processes may write a study's report at the same moment.
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.writing")
     try:
         with temporary.open("wb") as out:
             out.write(content)

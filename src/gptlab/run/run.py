@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from gptlab.errors import CheckpointError, RunError, nearest
+from gptlab.errors import CheckpointError, RunError, RunHeld, nearest
 from gptlab.model.folder import Model
 from gptlab.run import checkpoint as checkpoints
 from gptlab.run.checkpoint import Base, TrainingState
@@ -249,12 +249,12 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while the run is trained. RunError where another process holds it; a kill lets it go."""
+        """Held while the run is trained. RunHeld where another process holds it; a kill lets it go."""
         lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise RunError(f"run {self.folder}: is being trained by another process") from None
+            raise RunHeld(f"run {self.folder}: is being trained by another process") from None
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -40,10 +41,10 @@ def this_machine() -> str:
     """A name for those processes that this one can see, and no others: two machines may both be "localhost", and two
     containers of one machine may share its name, yet see only their own processes."""
     try:
-        booted = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{socket.gethostname()} {booted} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux
-        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+        seen = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux: all see all
+        seen = ""
+    return " ".join(filter(None, (socket.gethostname(), f"{uuid.getnode():x}", seen)))
 
 
 @dataclass(frozen=True)

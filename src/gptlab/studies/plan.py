@@ -19,8 +19,9 @@ BASELINE, BEST, TRIAL = "baseline", "best", "trial"
 """The names of arms that no file names."""
 
 
-HELD_OUT_BY = 1337
-"""The seed of what a share holds out, in every run of a study: the texts that are scored must be the same."""
+HELD_OUT_BY = FIRST_SEED = 1337
+"""The seed of what a share holds out, in every run of a study: the texts that are scored must be the same. And that of
+first runs, whatever seeds are compared."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def baseline(study: StudySettings) -> str:
 def items(study: StudySettings) -> list[Item]:
     """Every run of the study, in the order in which they are made."""
     names = [*study.first, *([RANGE_TEST] if study.range_test else [])]
-    first = [Item(name, name, study.seeds[0], 0, number) for number, name in enumerate(names)]
+    first = [Item(name, name, FIRST_SEED, 0, number) for number, name in enumerate(names)]
     if study.search is None:
         rounds = enumerate(study.seeds)
         return first + [_item(arm, seed, 1, number) for number, seed in rounds for arm in arms(study)]
@@ -154,10 +155,13 @@ def check(study: StudySettings) -> None:
     """RecipeError where a run of the study cannot be, before any is made: of a search the ends of its space."""
     baseline(study)
     _check_names(study)
-    varied = {key for arm in arms(study).values() for key in arm.changes}
-    if clash := sorted(varied & set(study.changes)):
-        arm_word = "grid" if study.grid else "arms"
-        raise RecipeError(f"study {study.name}: {clash[0]} is changed for every run, and the {arm_word} differ in it")
+    for arm in arms(study).values():
+        kept = merged(study.changes, arm.changes)
+        if clash := [key for key, value in study.changes.items() if key not in kept or key in arm.changes]:
+            raise RecipeError(
+                f"study {study.name}: {clash[0]} is changed for every run, and for the arm {arm.name} alone; one of "
+                "both must go"
+            )
     for item in items(study):
         if study.search and item.stage == 1:
             for end in (0, -1):
@@ -179,10 +183,12 @@ def _check_names(study: StudySettings) -> None:
     if not re.fullmatch(NAME, study.name):
         raise RecipeError(f"study {study.name!r} cannot be a folder's name; --name NAME gives it one")
     names = [*OTHER_FILES, *(item.name for item in items(study))]
-    if twice := [name for name in names if names.count(name) > 1]:
+    folded = [name.casefold() for name in names]  # some file systems see no difference
+    if twice := [name for name in names if folded.count(name.casefold()) > 1]:
         raise RecipeError(f"study {study.name}: {twice[0]!r} would be two folders; give one of them another name")
-    arm_names = [*(item.arm for item in items(study) if item.stage > 0)]
-    if both := [name for name in study.first if name in arm_names]:
+    arm_names = [item.arm for item in items(study) if item.stage > 0]
+    own = [*study.first, *([RANGE_TEST] if study.range_test else [])]
+    if both := [name for name in own if name in arm_names]:
         raise RecipeError(f"study {study.name}: {both[0]!r} is a first run and an arm; give one of them another name")
     if study.search and set(study.search.confirm) & {study.seeds[0]}:
         raise RecipeError(f"search.confirm has {study.seeds[0]}, with which the trials are made: wanted fresh seeds")

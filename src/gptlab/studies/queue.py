@@ -58,7 +58,10 @@ def within_budget(results: Results, item: Item, workers: int) -> bool:
     same = [r for r in results.runs if (r.item.stage, r.item.round) == (item.stage, item.round)]
     if any(result.status not in ("waiting", "failed") for result in same):
         return True
-    left = [result for result in same if result.status not in ENDED]
+    left = [
+        r for r in results.runs
+        if r.item.stage == item.stage and r.item.round <= item.round and r.status not in (*ENDED, "running")
+    ]  # fmt: skip
     reserved = [result for result in results.runs if result.item.stage > item.stage]
     ahead = sum(expected_seconds(results, result.item) or 0.0 for result in [*left, *reserved])
     going = sum(expected_seconds(results, r.item) or 0.0 for r in results.runs if r.status == "running")

@@ -70,7 +70,8 @@ class RunResult:
                        line's
         best_step, steps, seconds, tokens, tokens_per_second, memory_bytes (the peak), parameters, trainable
         """
-        return _cost(self) | (_scores(self.run, self.study) if self.status == "finished" else {})
+        scores = _scores(self.run, self.study) if self.status == "finished" else {}
+        return scores | _cost(self)  # `tokens` are those learned from, not those scored
 
     @property
     def score(self) -> float | None:
@@ -127,10 +128,16 @@ def read_results(folder: Path, claims: Claims | None = None, before: Results | N
     """
     study = before.study if before else read_study(folder)
     claims = claims or Claims(folder)
-    known = {result.item: result for result in before.runs if result.status in ENDED} if before else {}
+    known = {result.item: result for result in before.runs if _is_over(result)} if before else {}
     return Results(
         study, folder, [known.get(item) or read_result(study, item, folder, claims) for item in plan.items(study)]
     )
+
+
+def _is_over(result: RunResult) -> bool:
+    """Whether nothing of it will change: its worker has also said so, and how long it took."""
+    said = not result.claims or result.claims[-1].outcome is not None
+    return result.status in ENDED and said
 
 
 def read_study(folder: Path) -> StudySettings:

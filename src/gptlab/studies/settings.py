@@ -27,7 +27,7 @@ from gptlab import settings
 from gptlab.errors import RecipeError, nearest
 from gptlab.run.run import STUDY
 from gptlab.settings import Section, Tree
-from gptlab.training.recipe import Recipe, merged
+from gptlab.training.recipe import Recipe, dotted, merged
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -38,11 +38,14 @@ LESS_IS_BETTER = (
 MORE_IS_BETTER = ("accuracy", "matthews", "f1", "margin", "win_rate", "reward", "tokens_per_second")
 """Measures whose direction is known (studies/results.py says what each is)."""
 
+WHILE_IT_LEARNS = ("loss", "cross_entropy", "perplexity", "accuracy", "matthews", "f1", "margin")
+"""What every evaluation of a run gives."""
+
 
 class BudgetSettings(Section):
-    """`[budget]`: what a study may cost. `runs`: so many, in the order of the plan. `minutes`: all workers' time by the
-    clock; a round (every arm with one seed) is begun only where, at the speed of the runs so far, it ends in time. The
-    first round is always made."""
+    """`[budget]`: what a study may cost. `runs`: so many, in the order of the plan. `minutes`: of all runs together,
+    divided by the command's workers; a round (every arm with one seed) is begun only where, at the speed of the runs
+    so far, it ends in time. The first round is always made."""
 
     runs: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
@@ -75,7 +78,8 @@ class SearchSettings(Section):
     sampler:   "tpe" (Bergstra et al., 2011) learns from the trials before; "random" draws each alone
     pruning:   "median" ends a trial whose metric at an evaluation is worse than the median of the trials before
     startup_trials: so many are drawn at random, and none is ended early, before either begins
-    storage:   where trials are kept: a database URL for workers that share no folder; by default a file in the study
+    storage:   where trials are kept: a database URL, where the file system of the study's folder cannot lock; by
+               default a file in the study
     space:     key of the recipe → a list of values, or { low, high, log, step }
     """
 
@@ -101,16 +105,26 @@ class RangeTestSettings(Section):
 class PublishedSettings(Section):
     """`[published]`: what a publication reports, beside which the report puts what was found here.
 
-    source:  what it is, in a sentence
-    metric:  which column of `values` is the study's metric, if any
-    differs: what is not as there, a sentence each
-    values:  arm → column → a number, or words ("out of memory")
+    source:   what it is, in a sentence
+    metric:   which column of `values` is the study's metric, if any
+    measures: column → the measure of the runs that it stands beside; one with a measure's own name needs none
+    differs:  what is not as there, a sentence each
+    values:   arm → column → a number, or words ("out of memory")
     """
 
     source: str
     metric: str | None = None
+    measures: dict[str, str] = Field({})
     differs: list[str] = Field(min_length=1)
     values: dict[str, dict[str, float | int | str]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_the_columns(self) -> PublishedSettings:
+        columns = list(dict.fromkeys(column for row in self.values.values() for column in row))
+        for column in self.measures:
+            if column not in columns:
+                raise ValueError(f"measures has {column!r}, and values no such column{nearest(column, columns)}")
+        return self
 
 
 class StudySettings(Section):
@@ -161,6 +175,15 @@ class StudySettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _prunes_by_what_is_measured(self) -> StudySettings:
+        if self.search and self.search.pruning != "none" and self.metric not in WHILE_IT_LEARNS:
+            raise ValueError(
+                f"search.pruning = {self.search.pruning}: metric = {self.metric!r} is only known at a run's end; with "
+                f"pruning it is one of {', '.join(WHILE_IT_LEARNS)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_direction(self) -> StudySettings:
         if self.direction is None and self.metric not in (*LESS_IS_BETTER, *MORE_IS_BETTER):
             raise ValueError(f'metric = {self.metric!r}: say which is better, direction = "min" or "max"')
@@ -191,12 +214,15 @@ def load_study(
     variants = tree.pop("variants", {})
     tree.setdefault("name", path.stem)
     if variant is not None:
+        if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+            raise RecipeError(f'{path}: variants: wanted [variants.NAME] sections of changes: "key" = value')
         if variant not in variants:
             raise RecipeError(
                 f"{path}: no variant {variant!r}{nearest(variant, list(variants))}; there is "
                 f"{', '.join(variants) or 'none'}"
             )
-        tree = _merge(tree, {"name": f"{tree['name']}-{variant}", **variants[variant]})
+        tree = _merge(_spelt_out(tree), {"name": f"{tree['name']}-{variant}", **_spelt_out(variants[variant])})
+    tree = _spelt_out(tree)
     if data:
         tree["data"] = list(data)
     for key, value in map(settings.parse_change, changes):
@@ -206,9 +232,27 @@ def load_study(
             tree["changes"] = merged(tree.get("changes", {}), {key: value})
     if name is not None:
         tree["name"] = name
-    if isinstance(tree.get("recipe"), str) and (beside := path.parent / tree["recipe"]).is_file():
-        tree["recipe"] = str(beside)
+    for table in (tree, *_tables(tree, "arms"), *_tables(tree, "first")):
+        if isinstance(table.get("recipe"), str) and (beside := path.parent / table["recipe"]).is_file():
+            table["recipe"] = str(beside)
     return settings.build(StudySettings, tree, str(path))
+
+
+def _spelt_out(tree: Tree) -> Tree:
+    """The tree with dotted keys in its changes, however they were written: `model.n_embd = 256` in TOML is a table,
+    "model.n_embd" = 256 is not."""
+    spelt = {key: dotted(tree[key]) for key in ("changes", "grid") if isinstance(tree.get(key), dict)}
+    for key in ("arms", "first"):
+        if isinstance(tree.get(key), dict):
+            spelt[key] = {n: dotted(table) if isinstance(table, dict) else table for n, table in tree[key].items()}
+    if isinstance(search := tree.get("search"), dict) and isinstance(search.get("space"), dict):
+        spelt["search"] = {**search, "space": dotted(search["space"])}
+    return {**tree, **spelt}
+
+
+def _tables(tree: Tree, key: str) -> list[Tree]:
+    found = tree.get(key)
+    return [table for table in found.values() if isinstance(table, dict)] if isinstance(found, dict) else []
 
 
 MERGED = ("changes", "budget", "search", "range_test", "published")

@@ -14,15 +14,16 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptlab.errors import GptlabError, Interrupted, Pruned, RunError, TrainingStopped
+from gptlab.errors import GptlabError, Interrupted, Pruned, RunError, RunHeld, TrainingStopped
 from gptlab.report.report import write_report
 from gptlab.run.run import Run
-from gptlab.studies.claims import WORK, Claims, Outcome
+from gptlab.studies.claims import BEAT_SECONDS, WORK, Claims, Outcome
 from gptlab.studies.plan import BEST, Item, items, recipe_of
 from gptlab.studies.results import best_trial, read_results, read_study
 from gptlab.studies.search import Search, values_of
@@ -43,7 +44,9 @@ def main() -> int:
     options = made.parse_args()
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     study = read_study(options.folder)
-    item = next(item for item in items(study) if item.name == options.run)
+    item = next((item for item in items(study) if item.name == options.run), None)
+    if item is None:
+        made.error(f"{options.folder} has no run {options.run}; another command has changed the study")
     return make_run(study, item, options.folder, device=options.device, after=options.after)
 
 
@@ -73,6 +76,10 @@ def _outcome_of(train: Callable[[], Any], progress: LineProgress) -> tuple[Outco
         return "diverged", str(error)
     except (Interrupted, KeyboardInterrupt):
         return "interrupted", ""
+    except RunHeld as error:  # by a worker that seems to be dead; it will see that it has lost the run
+        progress.say(str(error))
+        time.sleep(BEAT_SECONDS)
+        return "interrupted", str(error)
     except GptlabError as error:
         progress.say(str(error))
         return "failed", str(error)
@@ -146,9 +153,10 @@ class TrialProgress(LineProgress):
 
     def evaluated(self, event: str, step: int, scores: dict[str, float]) -> None:
         super().evaluated(event, step, scores)
-        value = scores.get(self._search.study.metric, scores["loss"])
         percent = 100 * step // self._total if self._total else 0
-        if 0 < percent < 100 and self._search.report(self._item, percent, value):
+        if self._search.search.pruning == "none" or not 0 < percent < 100:
+            return
+        if self._search.report(self._item, percent, scores[self._search.study.metric]):
             raise Pruned(f"step {step:,}: ended early, since other trials were better at this point")
 
 
@@ -161,7 +169,7 @@ def _stop_with_the_parent() -> None:
     """Asks this process to save and exit when the one that started it is gone."""
     while os.read(sys.stdin.fileno(), 1):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":

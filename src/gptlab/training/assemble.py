@@ -187,17 +187,18 @@ def train_recipe(
                         engine, data.rows, batch_size=recipe.training.batch_size, seed=recipe.seed,
                         schedule=recipe.schedule, length=length, state=state, watcher=watcher,
                     )  # fmt: skip
+                progress.end()
+                context = recipe.model.numbers()["context"]
+                comparing = None
+                if lesson.reference and recipe.start:
+                    comparing = Comparing(recipe.start, lesson.reference, recipe.samples, judge, recipe.seed)
+                scores = evaluate_ends(run, engine, data, comparing, context=context, runs=runs, progress=progress)
             except TrainingStopped as stopped:
                 watcher.note(state.step, str(stopped))
                 watcher.write_state(state, length, stopped.status)
                 raise
             finally:
                 progress.end()
-            context = recipe.model.numbers()["context"]
-            comparing = None
-            if lesson.reference and recipe.start:
-                comparing = Comparing(recipe.start, lesson.reference, recipe.samples, judge, recipe.seed)
-            scores = evaluate_ends(run, engine, data, comparing, context=context, runs=runs, progress=progress)
             run.write_evaluation(scores)
             progress.say(in_words(scores))
             watcher.write_state(state, length, "finished")

@@ -33,11 +33,14 @@ MAY_DIFFER = (
 follows it."""
 
 
+ADVICE = "--fresh starts over, --name NAME names another run"
+
+
 def find_run(
-    recipe: Recipe, runs: Path, *, fresh: bool, say: Callable[[str], None]
+    recipe: Recipe, runs: Path, *, fresh: bool, say: Callable[[str], None], advice: str = ADVICE
 ) -> tuple[Run, Recipe] | tuple[None, Recipe]:
     """The run that this recipe continues, brought back from its mirror if need be; None for a new one. And the
-    recipe, in which what was chosen when the run began is chosen again."""
+    recipe, in which what was chosen when the run began is chosen again. `advice`: what to do where it is another's."""
     if fresh:
         return None, recipe
     folder = runs / recipe.name
@@ -51,7 +54,7 @@ def find_run(
         say(f"{folder} was gone: restored from {mirror}")
         run = restored
     recipe = _with_context(as_chosen(recipe, run.recipe), run)
-    _refuse_differences(run, recipe)
+    _refuse_differences(run, recipe, advice)
     return run, recipe
 
 
@@ -67,7 +70,7 @@ def _mirror(recipe: Recipe) -> Path | None:
     return Path(recipe.checkpoints.mirror).expanduser() if recipe.checkpoints.mirror else None
 
 
-def _refuse_differences(run: Run, recipe: Recipe) -> None:
+def _refuse_differences(run: Run, recipe: Recipe, advice: str) -> None:
     before, now = _flat(_with_new_keys(run.recipe)), _flat(plain(recipe))
     differing = [
         f"  {key}: {_shown(before, key)} there, {_shown(now, key)} now"
@@ -75,8 +78,7 @@ def _refuse_differences(run: Run, recipe: Recipe) -> None:
         if before.get(key) != now.get(key) and key not in MAY_DIFFER
     ]
     if differing:
-        first, last = f"{run.folder} is a run of another recipe:", "--fresh starts over, --name NAME names another run"
-        raise RunError("\n".join([first, *differing, last]))
+        raise RunError("\n".join([f"{run.folder} is a run of another recipe:", *differing, advice]))
 
 
 def _with_new_keys(recipe: Tree) -> Tree:
@@ -131,7 +133,7 @@ def open_run(existing: Run | None, recipe: Recipe, folder: Path, origin: Tree, s
     if changed:
         raise RunError(
             f"{existing.folder}: the data have changed since it began ({', '.join(changed)}); it cannot go on with "
-            f"others. --fresh starts over, --name NAME names another run"
+            f"others. {ADVICE}"
         )
     return existing
 

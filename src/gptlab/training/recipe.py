@@ -251,7 +251,7 @@ def make_recipe(
             there = ", ".join(known) or "none"
             raise RecipeError(f"{path}: no variant {variant!r}{nearest(variant, list(known))}; there is {there}")
         tree["name"] = f"{tree['name']}-{variant}"
-        tree = _change(tree, _dotted(known[variant]))
+        tree = _change(tree, dotted(known[variant]))
     if data:
         like = _columns(tree.get("data"))
         tree = settings.apply_changes(tree, {"data.sources": [{"path": item, **like} for item in data]})
@@ -259,7 +259,7 @@ def make_recipe(
             section = tree["data"].get(split)
             if isinstance(section, dict) and "sources" in section:
                 tree["data"][split] = {"share": 0.05}
-    tree = _change(tree, _dotted(changes))
+    tree = _change(tree, dotted(changes))
     if name is not None:
         tree["name"] = name
     return settings.build(Recipe, tree, str(path))
@@ -278,7 +278,7 @@ def _variants(variants: Any, path: Path) -> dict[str, Tree]:
     return variants
 
 
-def _dotted(changes: Mapping[str, Any]) -> Tree:
+def dotted(changes: Mapping[str, Any]) -> Tree:
     """A variant's changes by dotted keys: `model.n_embd = 256` in TOML is a table, "model.n_embd" = 256 is not."""
     dotted: Tree = {}
     for key, value in changes.items():
