@@ -131,7 +131,7 @@ def test_the_baseline_is_the_first_arm_or_the_one_that_is_named() -> None:
         ({"arms": {"a b": {}}}, ("a b-1",)),
         ({"arms": {"../up": {}}}, ("../up-1",)),
         ({**TWO, "changes": {"model.n_embd": 32}}, ("model.n_embd", "for the arm wide alone")),
-        ({"grid": {"model.n_embd": [32]}, "changes": {"model.n_embd": 32}}, ("model.n_embd", "for the arm n_embd-32 alone")),
+        ({"grid": {"model.n_embd": [32]}, "changes": {"model.n_embd": 32}}, ("n_embd", "for the arm n_embd-32 alone")),
         ({**TWO, "first": {"base": {"model.n_layer": "two"}}}, ("base", "n_layer")),
         ({"search": {"trials": 2, "space": {"model.n_layer": [1, "two"]}}}, ("trial-001-1", "n_layer")),
         ({"search": {"trials": 2, "space": {"optimizer.learning_rate": {"low": -1.0, "high": 1.0}}}}, ("trial-001-1",)),
