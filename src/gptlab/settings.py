@@ -113,6 +113,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
     return flat
 
 
+def flatten_all(tree: Mapping[str, Any]) -> Tree:
+    """`flatten`, and the tables of a list by their number: "data.sources.0.path"."""
+    return flatten(_numbered(tree))
+
+
+def _numbered(value: Any) -> Any:
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        value = {str(number): item for number, item in enumerate(value)}
+    return {key: _numbered(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}

@@ -14,6 +14,7 @@ import pytest
 from gptlab.report.drawing import PAGE_COLOURS
 from gptlab.studies.curve_plots import Curve, loss_top, mean_curve
 from gptlab.studies.drawing import LOOKS, REST, is_far, looks, measure_words, unit
+from gptlab.studies.plan import FIRST_SEED
 from gptlab.studies.plots import axis_limits, draw_study_plots
 from gptlab.studies.results import read_results
 from gptlab.studies.settings import StudySettings
@@ -119,7 +120,7 @@ def test_a_search_has_its_history_and_a_range_test_its_marks(tmp_path: Path, mak
         {"event": "step", "step": n, "loss": loss, "learning_rate": rate, "tokens": n, "seconds": n, "memory_bytes": 1}
         for n, (rate, loss) in enumerate(zip(rates.tolist(), losses.tolist(), strict=True), 1)
     ]
-    scores["range-test"] = {1: {"perplexity": 900.0, "lines": lines}}
+    scores["range-test"] = {FIRST_SEED: {"perplexity": 900.0, "lines": lines}}
     study = {"search": {"trials": 6, "space": space}, "range_test": {}}
     found = drawn(make_study(tmp_path, study, scores, values))
     effects = {"effect-optimizer.learning_rate", "effect-model.n_embd", "importance"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from gptlab.run.files import to_json
 from gptlab.settings import Tree
+from gptlab.studies.plan import FIRST_SEED
 from gptlab.studies.range_test import RangeTest, range_test, warnings
 from gptlab.studies.results import Results, read_results
 
@@ -39,11 +41,11 @@ def tested(make_study: Callable[..., Path], tmp_path: Path) -> Callable[..., Ran
 
     def test(losses: np.ndarray, rates: np.ndarray = RATES, noise: float = 0.0, state: str = "") -> RangeTest | None:
         noisy = losses + noise * np.random.default_rng(0).normal(size=len(losses))
-        folder = make_study(tmp_path, STUDY, {"range-test": {1: state or {"lines": steps(rates, noisy)}}})
+        folder = make_study(tmp_path, STUDY, {"range-test": {FIRST_SEED: state or {"lines": steps(rates, noisy)}}})
         if state:
             log = "".join(to_json(line) + "\n" for line in steps(rates, noisy))
             (folder / "range-test" / "metrics.jsonl").write_text(log, encoding="utf-8")
-        return range_test(result(read_results(folder), "range-test"))
+        return range_test(result(read_results(folder), "range-test", FIRST_SEED))
 
     return test
 
@@ -119,7 +121,7 @@ def test_few_points_say_nothing(tested: Callable[..., RangeTest | None]) -> None
 def test_another_run_is_no_range_test(make_study: Callable[..., Path], tmp_path: Path) -> None:
     results = read_results(make_study(tmp_path, STUDY, {"base": {1: {"perplexity": 160.0}}}))
     assert range_test(result(results, "base")) is None
-    assert range_test(result(results, "range-test")) is None
+    assert range_test(result(results, "range-test", FIRST_SEED)) is None
 
 
 @pytest.fixture
@@ -139,6 +141,17 @@ def test_a_study_that_learns_has_no_warning(warned: Callable[[Tree], list[str]])
     assert warned({"base": {1: learns, 2: tunes, 3: at(1e-3, np.linspace(9, 8, 5))}}) == []
 
 
+@pytest.mark.parametrize("logged", [25, 80])
+def test_a_run_that_does_not_learn_has_not_diverged(
+    make_study: Callable[..., Path], tmp_path: Path, logged: int
+) -> None:
+    seeds = list(range(1, 201))
+    flat = {seed: at(1e-3, np.random.default_rng(seed).normal(5, 0.3, logged)) for seed in seeds}
+    results = read_results(make_study(tmp_path, {"arms": {"flat": {}}, "seeds": seeds}, {"flat": flat}))
+    named = [seed for sentence in warnings(results) for seed in re.findall(r"\d+", sentence.partition("seed")[2])]
+    assert len(named) <= 4
+
+
 def test_an_arm_that_diverged_is_named_with_its_rate_and_seeds(warned: Callable[[Tree], list[str]]) -> None:
     rises = np.linspace(9, 12, 60)
     forgets = np.concatenate([np.linspace(9, 4, 40), np.full(40, 8.0)])
@@ -153,12 +166,12 @@ def test_an_arm_that_diverged_is_named_with_its_rate_and_seeds(warned: Callable[
 def test_a_rate_beyond_the_range_tests_is_warned_of(warned: Callable[[Tree], list[str]]) -> None:
     test = {"lines": steps(RATES, falls_and_rises(RATES, 1e-3))}
     fine = at(1e-3, np.linspace(9, 4, 60))
-    (found,) = warned({"range-test": {1: test}, "base": {1: fine}, "fast": {1: fine}})
+    (found,) = warned({"range-test": {FIRST_SEED: test}, "base": {1: fine}, "fast": {1: fine}})
     assert found.startswith("fast has a learning rate of 0.3; the range test diverged at 0.02")
 
 
 def test_an_arm_that_has_not_begun_is_not_warned_of(warned: Callable[[Tree], list[str]]) -> None:
-    assert warned({"range-test": {1: {"lines": steps(RATES, falls_and_rises(RATES, 1e-3))}}}) == []
+    assert warned({"range-test": {FIRST_SEED: {"lines": steps(RATES, falls_and_rises(RATES, 1e-3))}}}) == []
 
 
 def test_in_an_arm_that_is_a_range_test_divergence_is_what_is_looked_for(

@@ -116,6 +116,11 @@ def test_the_mean_of_the_training_loss_is_over_steps_however_seldom_they_are_log
     assert result.measures["last_training_loss"] == 4.0
 
 
+def test_tokens_are_those_learned_from_not_those_scored(tmp_path: Path, make_study: MakeStudy) -> None:
+    result = result_of(make_study(tmp_path, ARMS, {"plain": {1: {"perplexity": 150.0, "tokens": 7.0}}}), "plain-1")
+    assert result.measures["tokens"] == result.run.metrics("step")[-1]["tokens"] == 4096 * 40
+
+
 def test_a_run_that_has_not_finished_has_a_cost_and_no_score(folder: Path) -> None:
     for name in ("plain-1", "wide-2"):
         result = result_of(folder, name)

@@ -215,7 +215,8 @@ def test_agreement_with_a_publication(make_study: MakeStudy, tmp_path: Path) -> 
         ("base", 160.61, 2, 161.0, 2), ("wide", 175.0, 3, pytest.approx(121.0333), 1),
         ("deep", 157.0, 1, pytest.approx(161.1667), 3),
     ]  # fmt: skip
-    assert (found.pairs_same, found.pairs_reversed, found.pairs_open) == (0, 2, 1)
+    turned = [("wide", "base"), ("wide", "deep")]
+    assert (found.pairs_same, found.pairs_reversed, found.pairs_open, found.tested) == (0, turned, 1, True)
     assert found.spearman == pytest.approx(stats.spearmanr([160.61, 175, 157], [161, 121, 161.2]).statistic) == -1
 
 
@@ -223,7 +224,7 @@ def test_pairs_that_are_equal_there_are_not_counted(make_study: MakeStudy, tmp_p
     values = {arm: {seed: at + seed for seed in (1, 2, 3)} for arm, at in (("base", 100.0), ("wide", 90.0))}
     found = agreement(study_of(make_study, tmp_path, values, published=published(base=8.4, wide=8.4)))
     assert found is not None
-    assert (found.pairs_same, found.pairs_reversed, found.pairs_open, found.spearman) == (0, 0, 0, None)
+    assert (found.pairs_same, found.pairs_reversed, found.pairs_open, found.spearman) == (0, [], 0, None)
     assert [row.rank_there for row in found.rows] == [1, 1]
 
 

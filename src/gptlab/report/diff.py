@@ -14,7 +14,7 @@ from typing import Any
 
 from gptlab.report.facts import Facts, gather
 from gptlab.run.run import Run
-from gptlab.settings import Tree, flatten
+from gptlab.settings import Tree, flatten_all
 
 SECTIONS = ("recipe", "data", "model", "machine", "scores", "cost")
 """The sections of a `RunDiff`, causes before effects."""
@@ -79,21 +79,21 @@ def _sections(run: Run) -> dict[str, Tree]:
     facts, origin = gather(run), run.origin
     named = run.recipe.get("model", {})
     return {
-        "recipe": _flat({key: value for key, value in run.recipe.items() if key != "name"}),
-        "data": _flat({
+        "recipe": flatten_all({key: value for key, value in run.recipe.items() if key != "name"}),
+        "data": flatten_all({
             "fingerprints": facts["fingerprints"],
             "sources": {f"{row['name']} ({row['split']})": _counts(row) for row in facts["sources"]},
             "labels": origin.get("labels"),
             "tokenizer": facts["tokenizer"],
             "template": origin.get("data", {}).get("template"),
         }),
-        "model": _flat({
+        "model": flatten_all({
             "parameters": facts["parameters"],
             "trainable": origin.get("trainable"),
             "shape": {key: value for key, value in origin.get("shape", {}).items() if key not in named},
             **{role: {"fingerprint": origin.get(role, {}).get("fingerprint")} for role in MODELS},
         }),
-        "machine": _flat({
+        "machine": flatten_all({
             "device": facts["device"],
             "precision": facts["cost"]["precision"],
             "micro_batch_size": facts["cost"]["micro_batch_size"],
@@ -121,17 +121,6 @@ def _scores(run: Run, facts: Facts) -> Tree:
 
 def _is_score(key: str, value: Any) -> bool:
     return _is_number(value) and key not in SAID_ELSEWHERE and not key.endswith(("_low", "_high"))
-
-
-def _flat(tree: Any) -> Tree:
-    """By dotted keys, the tables of a list by their number: "data.sources.0.path"."""
-    return flatten(_numbered(tree))
-
-
-def _numbered(value: Any) -> Any:
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        value = {str(number): item for number, item in enumerate(value)}
-    return {key: _numbered(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _entries(before: Tree, after: Tree, *, measured: bool) -> list[Entry]:

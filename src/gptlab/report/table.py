@@ -18,8 +18,8 @@ Pairs = list[tuple[str, str]]
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str | None]]
 
-NUMBERS = re.compile(r"[-+\d.,/\s∞]*(\s%| bytes| [kMGT]?B)?(\s\[[-\d., ]+\]| \([\d.]+\s%\))?")
-"""A number with its unit, and behind it its interval or share."""
+NUMBERS = re.compile(r"(<\s)?[-+\d.,/\s∞]*(\s%| bytes| [kMGT]?B)?(\s\[[-\d., ]+\]| \([\d.]+\s%\))?")
+"""A number with its unit, and behind it its interval or share; or what it lies below."""
 
 
 @dataclass(frozen=True)

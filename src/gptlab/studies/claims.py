@@ -26,8 +26,8 @@ import psutil
 from gptlab.errors import RunError
 from gptlab.run.files import read_tree, to_json, write_text
 
-WORK = "work"
-"""The folder of a study in which its claims are."""
+WORK, COMMAND = "work", "command.txt"
+"""In a study's folder: the folder of its claims, and the command that a person typed last."""
 
 BEAT_SECONDS, STALE_SECONDS = 5.0, 90.0
 """A holder touches its claim so often; one that was not touched for so long is nobody's. A folder on a network shows a

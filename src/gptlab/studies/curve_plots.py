@@ -67,10 +67,9 @@ class _Shown:
 
 def curve_plots(results: Results, look_of: Mapping[str, Look]) -> dict[str, Figure | None]:
     """curves, curves_time and curve-ARM; `look_of`: every arm's look, the best first."""
-    begun = {arm: [result for result in results.arms[arm] if result.begun] for arm in look_of}
-    shown = _shown(results, [result.metrics for runs in begun.values() for result in runs])
+    begun, shown = _begun(results, list(look_of)), _shown(results)
     small = [arm for arm in look_of if arm != results.baseline][: MOST_SMALL - 1]
-    top = loss_top([curve for runs in begun.values() if (curve := _curve(runs, shown, over_time=False))])
+    top = loss_top(list(_found(begun, shown, over_time=False).values()))
     return {
         "curves": _curves(begun, shown, look_of, over_time=False),
         "curves_time": _curves(begun, shown, look_of, over_time=True),
@@ -78,11 +77,41 @@ def curve_plots(results: Results, look_of: Mapping[str, Look]) -> dict[str, Figu
     }
 
 
-def _shown(results: Results, metrics: Sequence[Sequence[Record]]) -> _Shown:
+def curve_captions(results: Results) -> dict[str, str]:
+    """What the curves show: of curves, of curves_time, and (`curve`) of an arm's."""
+    begun, shown = _begun(results, list(results.arms)), _shown(results)
+    rows = " on the fixed sample of rows" if shown.event == "validation_sampled" else ""
+    steps, times = (_found(begun, shown, over_time=over_time).values() for over_time in (False, True))
+    trained = [_trained(result, shown)[1] for runs in begun.values() for result in runs]
+    above = {
+        "curves": _is_cut([float(curve.high[0]) for curve in steps], shown, loss_top(list(steps))),
+        "curves_time": _is_cut([float(curve.high[0]) for curve in times], shown, loss_top(list(times))),
+        "curve": _is_cut([float(values[0]) for values in trained if len(values)], shown, loss_top(list(steps))),
+    }
+    seeds = "the mean over the seeds, and from the lowest to the highest of them"
+    words = {
+        "curves": f"Validation{rows} over the steps: {seeds}",
+        "curves_time": f"Validation{rows} over the time of training",
+        "curve": f"each seed's training and validation{rows}",
+    }
+    return {name: f"{words[name]}{'; the first steps lie above the figure' * cut}" for name, cut in above.items()}
+
+
+def _is_cut(first: Sequence[float], shown: _Shown, top: float | None) -> bool:
+    """Whether a curve begins above where losses are drawn up to."""
+    return shown.key is None and top is not None and any(value > top for value in first)
+
+
+def _begun(results: Results, arms: Sequence[str]) -> dict[str, list[RunResult]]:
+    return {arm: [result for result in results.arms[arm] if result.begun] for arm in arms}
+
+
+def _shown(results: Results) -> _Shown:
     """The study's metric where validation logs it and more of it is better, else the loss; by the set that was scored
     more often: where there is a sample, the whole is scored seldom."""
-    metric = results.study.metric
-    lines = [line for each in metrics for line in each if line["event"] in ("validation_sampled", "validation")]
+    metric, events = results.study.metric, ("validation_sampled", "validation")
+    runs = [result for arm in results.arms.values() for result in arm]
+    lines = [line for result in runs for line in result.metrics if line["event"] in events]
     ours = metric not in LESS_IS_BETTER and any(line.get(metric) is not None for line in lines)
     sampled = sum(line["event"] == "validation_sampled" for line in lines)
     event = "validation_sampled" if 2 * sampled > len(lines) else "validation"
@@ -93,7 +122,7 @@ def _curves(
     begun: Mapping[str, list[RunResult]], shown: _Shown, look_of: Mapping[str, Look], *, over_time: bool
 ) -> Figure | None:
     """Validation of every arm: the mean of its seeds, and their range as a band."""
-    found = {arm: curve for arm in look_of if (curve := _curve(begun[arm], shown, over_time=over_time))}
+    found = _found(begun, shown, over_time=over_time)
     if not found:
         return None
     figure, axes = axes_of(f"validation {shown.words}", size=(WIDE[0], 4.8))
@@ -103,6 +132,11 @@ def _curves(
     _fit(axes, shown, loss_top(list(found.values())))
     arm_legend(figure, {arm: look for arm, look in look_of.items() if arm in found})
     return figure
+
+
+def _found(begun: Mapping[str, list[RunResult]], shown: _Shown, *, over_time: bool) -> dict[str, Curve]:
+    """The curve of each arm that has one."""
+    return {arm: curve for arm, runs in begun.items() if (curve := _curve(runs, shown, over_time=over_time))}
 
 
 def _draw(axes: Axes, curve: Curve, look: Look, length: float) -> None:
@@ -171,11 +205,17 @@ def _fit(axes: Axes, shown: _Shown, top: float | None) -> None:
         in_percent(axes.yaxis)
 
 
+def _trained(result: RunResult, shown: _Shown) -> tuple[np.ndarray, np.ndarray]:
+    """(middles, means), (n,) each, of training."""
+    steps, values = points(result.metrics, "step", shown.key_of(result.metrics))
+    return moving_mean(steps, values)[:2] if len(steps) else (steps, values)
+
+
 def _arm(arm: str, runs: Sequence[RunResult], shown: _Shown, top: float | None) -> Figure | None:
     """Training, smoothed, and validation of each seed; all arms' figures end at the same height."""
-    trained = [points(result.metrics, "step", shown.key_of(result.metrics)) for result in runs]
+    trained = [_trained(result, shown) for result in runs]
     lines = {
-        "training": (BLUE, "-", [moving_mean(*seed)[:2] for seed in trained if len(seed[0])]),
+        "training": (BLUE, "-", [seed for seed in trained if len(seed[0])]),
         "validation": (ORANGE, "o-", [shown.points(result.metrics) for result in runs]),
     }
     if not any(len(x) > 1 for _, _, seeds in lines.values() for x, _ in seeds):

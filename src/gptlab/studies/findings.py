@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gptlab import words
+from gptlab.report.table import text
 from gptlab.studies.measures import count_of, difference_of, join_ends, name_of, span_of, text_of
 from gptlab.studies.plan import BASELINE
 from gptlab.studies.range_test import range_test, warnings
-from gptlab.studies.results import Results
+from gptlab.studies.results import Results, best_trial
+from gptlab.studies.rows import LEFT_OUT, states
 from gptlab.studies.seed_noise import MOST_SEEDS
 from gptlab.studies.statistics import Agreement, ArmScore, Difference, Verdict, differences, ranking
 from gptlab.studies.tables import needed, p_value
@@ -22,8 +24,10 @@ COMPARED = ("versions", "device", "commit")
 
 def summary(results: Results) -> str:
     """The study in one paragraph: what there is of it, who is best and how sure that is."""
+    if _is_test_alone(results):
+        return " ".join([_extent(results), *range_test_sentences(results)])
     scores = [score for score in ranking(results) if score.mean is not None]
-    found = [_extent(results)]
+    found = [_extent(results), *_best_trial(results)]
     if scores:
         found += [*_best(results, scores), *_others(results)]
     else:
@@ -32,18 +36,27 @@ def summary(results: Results) -> str:
 
 
 def agreement_sentence(agreement: Agreement | None) -> str | None:
-    """How much of a publication's order is found here."""
+    """How much of a publication's order is found here; None where nothing can be said of it."""
     if agreement is None:
         return None
-    pairs = agreement.pairs_same + agreement.pairs_reversed + agreement.pairs_open
-    sentence = (
+    found = _pairs(agreement) if agreement.tested else []
+    if agreement.spearman is not None:
+        found.append(f"The rank correlation of what is reported and the means here is {agreement.spearman:.2f}.")
+    return " ".join(found) or None
+
+
+def _pairs(agreement: Agreement) -> list[str]:
+    """Of which pairs of arms the order is that of the publication."""
+    turned = agreement.pairs_reversed
+    pairs = agreement.pairs_same + len(turned) + agreement.pairs_open
+    if not pairs:
+        return []
+    names = f" ({_listed([f'{better} before {worse}' for better, worse in turned])})" if turned else ""
+    return [
         f"Of the {count_of(pairs, 'pair')} of arms that differ there, {agreement.pairs_same} stand in the same order "
-        f"here, {agreement.pairs_reversed} the other way round, and of {agreement.pairs_open} the order is within seed "
-        "noise"
-    )
-    if agreement.spearman is None:
-        return f"{sentence}."
-    return f"{sentence}. The rank correlation of what is reported and the means here is {agreement.spearman:.2f}."
+        f"here beyond seed noise, {len(turned)} the other way round{names}, and of {agreement.pairs_open} it cannot be "
+        "told."
+    ]
 
 
 def range_test_sentences(results: Results) -> list[str]:
@@ -65,17 +78,31 @@ def all_warnings(results: Results) -> list[str]:
 
 
 def _extent(results: Results) -> str:
-    study, arms = results.study, results.arms
-    status = [result.status for result in results.runs]
-    runs = count_of(len(status), "run")
-    what = f"{study.name} compares {count_of(len(arms), 'arm')} in {runs}"
+    study, found = results.study, states(results)
+    what = f"compares {count_of(len(results.arms), 'arm')}"
     if study.search:
-        trials = count_of(len(results.trials), "trial")
-        what = f"{study.name} searches in {trials} and then compares the best with the baseline, in {runs}"
-    counts = {state: status.count(state) for state in dict.fromkeys(status)}
+        what = f"searches in {count_of(len(results.trials), 'trial')} and then compares the best with the baseline,"
+    if _is_test_alone(results):
+        what, found = "is a learning rate range test alone,", [state for state in found if state != LEFT_OUT]
+    extent = f"{study.name} {what} in {count_of(len(found), 'run')}"
+    counts = {state: found.count(state) for state in dict.fromkeys(found)}
     if set(counts) == {"finished"}:
-        return f"{what}, all of which finished."
-    return f"{what}: {', '.join(f'{number} {state}' for state, number in counts.items())}."
+        return f"{extent}, {'all of ' if len(found) > 1 else ''}which finished."
+    return f"{extent}: {', '.join(f'{number} {state}' for state, number in counts.items())}."
+
+
+def _is_test_alone(results: Results) -> bool:
+    """Whether the budget has room for the range test, and for no run behind it."""
+    behind = (state for result, state in zip(results.runs, states(results), strict=True) if result.item.stage > 0)
+    return results.study.range_test is not None and all(state == LEFT_OUT for state in behind)
+
+
+def _best_trial(results: Results) -> Iterator[str]:
+    """Of a search what its best trial was given."""
+    trial = best_trial(results)
+    if trial is not None:
+        values = (f"{key} {text(key, trial.recipe[key])}" for key in results.varied() if key in trial.recipe)
+        yield f"The best trial, {trial.item.arm}, has {', '.join(values)}."
 
 
 def _best(results: Results, scores: Sequence[ArmScore]) -> Iterator[str]:
@@ -141,19 +168,22 @@ def _unmade(results: Results) -> Iterator[str]:
     for result in results.runs:
         if result.status == "failed":
             yield f"{result.item.name} failed: {' '.join(result.words.split()) or 'it does not say why'}."
-    waiting = [result.item.name for result in results.runs if result.status == "waiting"]
-    open_ones = [result.item.name for result in results.runs if result.status in ("running", "interrupted")]
-    if open_ones:
-        yield f"{count_of(len(open_ones), 'run')} not finished: {_listed(open_ones)}."
-    if waiting:
-        budget = results.study.budget
-        limits = [(budget.runs, "run"), (budget.minutes, "minute")]
-        allowed = [f"{number:g} {what}s" for number, what in limits if number is not None]
-        why = f" The budget is {' and '.join(allowed)}." if allowed else ""
-        yield f"{count_of(len(waiting), 'run')} not made: {_listed(waiting)}.{why}"
+    budget, runs = results.study.budget, list(zip(states(results), results.runs, strict=True))
+    named = {state: [result.item.name for each, result in runs if each == state] for state, _ in runs}
+    if begun := [*named.get("running", []), *named.get("interrupted", [])]:
+        yield f"{count_of(len(begun), 'run')} not finished: {_listed(begun)}."
+    if waiting := named.get("waiting"):
+        goes_on = "running" in named
+        why = f" The budget is {words.duration(60 * budget.minutes)}." if budget.minutes and not goes_on else ""
+        yield f"{count_of(len(waiting), 'run')} not made{' yet' * goes_on}: {_listed(waiting)}.{why}"
+    if left_out := named.get(LEFT_OUT):
+        yield f"The budget of {count_of(budget.runs or 0, 'run')} leaves out {_listed(left_out)}."
 
 
 def _seeds(results: Results) -> Iterator[str]:
+    """Of few seeds, and of those without a score; one arm is compared with nothing."""
+    if len(results.arms) < 2:
+        return
     seeds = {arm: len(runs) for arm, runs in results.arms.items()}
     most = max(seeds.values(), default=0)
     if most == 1:

@@ -9,16 +9,13 @@ from gptlab.run.files import write_text
 from gptlab.run.run import STUDY, Run
 from gptlab.settings import flatten, plain, to_toml
 from gptlab.studies import plan
-from gptlab.studies.claims import WORK, Claims
+from gptlab.studies.claims import COMMAND, WORK, Claims
 from gptlab.studies.plan import BEST, Item
 from gptlab.studies.results import Results, RunResult, best_trial, read_result, read_results
 from gptlab.studies.search import Search, values_of
 from gptlab.studies.settings import StudySettings
 from gptlab.training.continuing import find_run, is_finished
 from gptlab.training.recipe import LENGTHS
-
-COMMAND = "command.txt"
-"""What a person typed last."""
 
 ADVICE = "it is of another study: --name gives this one a folder of its own"
 

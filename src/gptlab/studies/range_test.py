@@ -74,9 +74,9 @@ class _Curve:
     """A run's training loss, smoothed.
 
     rates, losses: (n,), a window's middle and mean each
-    noise:         twice the deviation of single losses from their window's mean (from the median of the distances,
-                   which a loss that blows up at the end does not move); two means of equal expectation seldom differ
-                   by as much, since each is over five losses or more
+    noise:         three deviations of single losses from their window's mean (from the median of the distances, which
+                   a loss that blows up at the end does not move): that is six of a mean over five losses, so of all
+                   the means of a run that learns nothing hardly ever two differ by as much
     stopped_at:    the rate of the step behind the last one logged
     """
 
@@ -106,7 +106,7 @@ def _curve(result: RunResult) -> _Curve | None:
     rates, losses = np.array(lines, dtype=np.float64).T
     half = max(5, len(lines) // 20) // 2  # no lag: a mean belongs to its window's middle
     means, inside = smooth(losses, 2 * half + 1), slice(half, len(lines) - half)
-    noise = 2 * 1.4826 * float(np.median(np.abs(losses[inside] - means)))  # 1.4826: of a normal distribution
+    noise = 3 * 1.4826 * float(np.median(np.abs(losses[inside] - means)))  # 1.4826: of a normal distribution
     return _Curve(rates[inside], means, noise, float(rates[-1] ** 2 / rates[-2]))
 
 

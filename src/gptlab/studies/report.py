@@ -9,7 +9,8 @@ time, also of a study that is still going, and on another machine.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,19 +22,20 @@ from gptlab.run.files import write_text
 from gptlab.run.run import STUDY
 from gptlab.settings import flatten, to_toml
 from gptlab.studies import findings, tables
+from gptlab.studies.claims import COMMAND
 from gptlab.studies.measures import count_of, name_of
 from gptlab.studies.results import Results, read_results
-from gptlab.studies.rows import rows_of, write_csv
+from gptlab.studies.rows import LEFT_OUT, rows_of, states, write_csv
 from gptlab.studies.samples import side_by_side
 from gptlab.studies.statistics import Effect, agreement, effects
 
 REPORT, MARKDOWN, PLOTS, TABLES = "report.html", "report.md", "plots", "tables"
 """The report's places in the study's folder."""
 
+IMAGES = (".svg", ".png")
+
 CAPTIONS = {
-    "comparison": "The arms, the best first: each seed, the mean, its 95 % interval; dotted, the baseline's mean",
-    "curves": "Validation over the steps: the mean over the seeds, and from the lowest to the highest of them",
-    "curves_time": "Validation over the time of training",
+    "comparison": "The arms, the best first: each seed, the mean, its 95\u00a0% interval; dotted, the baseline's mean",
     "cost": "What is reached over the time that it takes",
     "memory": "The most memory that a run of each arm held",
     "importance": "How much of the metric's variance each key explains",
@@ -49,26 +51,39 @@ def write_study_report(folder: Path) -> Path:
 
     RecipeError where the folder is no study's.
     """
+    from gptlab.studies.curve_plots import curve_captions
     from gptlab.studies.plots import draw_study_plots
 
     results = read_results(folder)
-    for name, rows in rows_of(results).items():
-        if rows:
-            write_csv(folder / TABLES / f"{name}.csv", rows)
-    view = {**_view(results), "plots": draw_study_plots(results, folder / PLOTS)}
+    rows_by_name = {name: rows for name, rows in rows_of(results).items() if rows}
+    for name, rows in rows_by_name.items():
+        write_csv(folder / TABLES / f"{name}.csv", rows)
+    plots = draw_study_plots(results, folder / PLOTS)
+    _remove_others(folder / TABLES, [f"{name}.csv" for name in rows_by_name], [".csv"])
+    _remove_others(folder / PLOTS, [f"{name}{kind}" for name in plots for kind in IMAGES], IMAGES)
+    view = {**_view(results), "plots": plots, "table_files": [f"{TABLES}/{name}.csv" for name in rows_by_name]}
     templates = make_templates("gptlab.studies", "gptlab.report")
-    templates.globals["caption"] = caption
+    templates.globals["caption"] = partial(_caption, curve_captions(results))
     for name in (MARKDOWN, REPORT):
         write_text(folder / name, templates.get_template(f"study.{name.partition('.')[2]}.jinja").render(view))
     return folder / REPORT
 
 
-def caption(plot: str) -> str:
+def _remove_others(folder: Path, written: Sequence[str], kinds: Sequence[str]) -> None:
+    """Removes what an earlier report wrote of these kinds and this one did not."""
+    for path in folder.glob("*"):
+        if path.suffix in kinds and path.name not in written:
+            path.unlink()
+
+
+def _caption(of_curves: Mapping[str, str], plot: str) -> str:
     """What a figure shows, in a sentence."""
     kind, _, of = plot.partition("-")
     if kind == "curve" and of:
-        return f"{of}: training and validation of each seed"
-    return f"{of}: the metric at each value" if kind == "effect" and of else CAPTIONS.get(plot, label(plot))
+        return f"{of}: {of_curves[kind]}"
+    if kind == "effect" and of:
+        return f"{of}: the metric at each value"
+    return {**CAPTIONS, **of_curves}.get(plot, label(plot))
 
 
 def _view(results: Results) -> dict[str, Any]:
@@ -97,20 +112,30 @@ def _view(results: Results) -> dict[str, Any]:
         "run_table": tables.run_table(results),
         "run_links": [_link(results.folder, result.item.name) for result in results.runs],
         "base_pairs": _base(results),
-        "command": shlex.join(["gptlab", "study", str(results.folder)]),
-        "run_commands": [command for result in results.runs if (command := result.run.origin.get("command"))],
+        "commands": _commands(results.folder),
+        "run_commands": [f"{alone} --fresh" for result in results.runs if (alone := result.run.origin.get("command"))],
         "origin_pairs": _origins(results),
         "study_file": (results.folder / STUDY).read_text(encoding="utf-8"),
         "baseline_recipe": next((to_toml(r.run.recipe) for r in results.arms[results.baseline] if r.begun), None),
-        "table_files": [f"{TABLES}/{name}.csv" for name, rows in rows_of(results).items() if rows],
     }
 
 
 def _status(results: Results) -> str:
-    status = {result.status for result in results.runs}
-    if "running" in status:
+    found = set(states(results))
+    if "running" in found:
         return "running"
-    return "finished" if not status & {"waiting", "interrupted"} else "not finished"
+    return "finished" if not found & {"waiting", "interrupted"} else "not finished"
+
+
+def _commands(folder: Path) -> list[tuple[str, str]]:
+    """(what it does, command)."""
+    typed = (folder / COMMAND).read_text(encoding="utf-8").strip() if (folder / COMMAND).exists() else ""
+    command = ["gptlab", "study", str(folder)]
+    return [
+        *([("It was made by", typed)] if typed else []),
+        ("This goes on with it, or makes nothing where all is there", shlex.join(command)),
+        ("This makes all of it anew, beside it", shlex.join([*command, "--name", f"{folder.resolve().name}-again"])),
+    ]
 
 
 def _figures(results: Results) -> list[tuple[str, str, str]]:
@@ -119,7 +144,8 @@ def _figures(results: Results) -> list[tuple[str, str, str]]:
     spent = sum(result.measures.get("seconds", 0.0) for result in results.runs)
     tokens = sum(result.measures.get("tokens", 0.0) for result in results.runs)
     peak = max((result.measures.get("memory_bytes", 0.0) for result in results.runs), default=0.0)
-    remark = f"of {words.number(len(results.runs))}" if done < len(results.runs) else "all"
+    planned = sum(state != LEFT_OUT for state in states(results))
+    remark = f"of {words.number(planned)}" if done < planned else "all"
     return [
         ("runs finished", words.number(done), remark),
         ("training time of all runs", words.duration(spent), f"{words.large(tokens)} tokens"),

@@ -18,6 +18,9 @@ Row = dict[str, Any]
 CURVES = ("step", "validation", "validation_sampled", "reward")
 """The lines of metrics.jsonl that are a point of a curve."""
 
+LEFT_OUT = "left out by the budget"
+"""The state of a run that waits and for which `budget.runs` has no room."""
+
 
 def rows_of(results: Results) -> dict[str, list[Row]]:
     """Table → its rows: ranking, differences, runs, trials (of a search), curves, published."""
@@ -32,8 +35,8 @@ def rows_of(results: Results) -> dict[str, list[Row]]:
 
 
 def ranking_rows(results: Results) -> list[Row]:
-    """A row an arm, the best first: `ArmScore` with the number of its seeds, then the mean of each of the study's
-    further measures."""
+    """A row an arm, the best first: `ArmScore` with the number of its seeds, then `mean_of` each of the study's further
+    measures."""
     found = []
     for score in ranking(results):
         row = asdict(score)
@@ -86,10 +89,22 @@ def published_rows(results: Results) -> list[Row]:
     ]  # fmt: skip
 
 
+def states(results: Results) -> list[str]:
+    """Of every run its status, or that it is left out."""
+    most = len(results.runs) if results.study.budget.runs is None else results.study.budget.runs
+    return [
+        LEFT_OUT if number >= most and result.status == "waiting" else result.status
+        for number, result in enumerate(results.runs)
+    ]
+
+
 def mean_of(results: Results, arm: str, measure: str | None = None) -> float | None:
-    """The mean over an arm's seeds of the metric, or of another measure; None where it is not known."""
+    """The mean over an arm's seeds of the metric, or of another measure, but of memory the most, for all of it must be
+    there; None where it is not known."""
     values = results.scores(arm, measure).values()
-    return sum(values) / len(values) if values else None
+    if not values:
+        return None
+    return max(values) or None if measure == "memory_bytes" else sum(values) / len(values)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -99,7 +99,7 @@ def _number_places(axes: Axes, results: Results, effect: Effect) -> Callable[[An
 def _name_places(axes: Axes, levels: Sequence[Level]) -> Callable[[Any], float]:
     """A horizontal axis on which each value has a place beside the next."""
     names = list(dict.fromkeys(_name(level.value) for level in levels))
-    axes.set_xticks(range(len(names)), [shortened(name) for name in names])
+    axes.set_xticks(range(len(names)), [shortened(name) for name in names], parse_math=False)
     axes.set_xlim(-0.5, len(names) - 0.5)
     return lambda value: float(names.index(_name(value))) if _name(value) in names else math.nan
 

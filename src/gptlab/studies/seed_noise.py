@@ -1,7 +1,8 @@
 """Arithmetic over seeds: intervals, paired tests, and how many seeds a test would take.
 
 Seeds are what repeats: an interval or a test is over runs that differ in nothing but the seed. Differences are paired,
-for runs with one seed see the same rows in the same order, so that what this seed does to all of them drops out.
+for runs with one seed share what the seed decides: first weights of the same shapes, and the order of the rows where
+the data are the same. What this does to all of them drops out.
 """
 
 from __future__ import annotations

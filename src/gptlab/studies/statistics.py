@@ -103,15 +103,18 @@ class Reported(NamedTuple):
 class Agreement:
     """Whether the order of a publication holds.
 
-    pairs_same, pairs_reversed: pairs of arms whose order here stands out of seed noise, as there or the other way round
-    pairs_open: those whose order here does not. Pairs that are equal there are not counted
-    spearman:   rank correlation (Spearman, 1904) of the reported values and the means here; None below three arms
+    pairs_same:     how many pairs of arms stand here as there, beyond seed noise
+    pairs_reversed: those that stand the other way round, each (better here, worse here)
+    pairs_open:     how many cannot be told from seed noise. Pairs that are equal there are not counted
+    tested:         whether an arm has two seeds; without, all pairs are open
+    spearman: rank correlation (Spearman, 1904) of the reported values and the means here; None below three arms
     """
 
     rows: list[Reported]
     pairs_same: int
-    pairs_reversed: int
+    pairs_reversed: list[tuple[str, str]]
     pairs_open: int
+    tested: bool
     spearman: float | None
 
 
@@ -157,11 +160,18 @@ def agreement(results: Results) -> Agreement | None:
     means = {arm: spread(list(here[arm].values())).mean for arm in there}
     sign = _sign(results.study)
     orders = _orders({arm: here[arm] for arm in there})
-    verdicts = [order * np.sign(there[a] - there[b]) for (a, b), order in orders.items() if there[a] != there[b]]
+    verdicts = {
+        (a, b): order * np.sign(there[a] - there[b]) for (a, b), order in orders.items() if there[a] != there[b]
+    }
+    count = list(verdicts.values()).count
     return Agreement(
         [Reported(arm, there[arm], _rank(there, arm, sign), means[arm], _rank(means, arm, sign)) for arm in there],
-        verdicts.count(1), verdicts.count(-1), verdicts.count(0), _spearman(list(there.values()), list(means.values())),
-    )  # fmt: skip
+        pairs_same=count(1),
+        pairs_reversed=[(a, b) if sign * orders[a, b] < 0 else (b, a) for (a, b), v in verdicts.items() if v < 0],
+        pairs_open=count(0),
+        tested=any(len(here[arm]) > 1 for arm in there),
+        spearman=_spearman(list(there.values()), list(means.values())),
+    )
 
 
 def _arm_score(results: Results, arm: str, values: dict[int, float]) -> ArmScore:

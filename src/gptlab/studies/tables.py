@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from gptlab import words
+from gptlab.report.intervals import SHARES
 from gptlab.report.table import Table, make_table, put, text
 from gptlab.settings import Tree
 from gptlab.studies import plan
 from gptlab.studies.measures import difference_of, join_ends, name_of, span_of, spread_of, text_of
 from gptlab.studies.results import Results, RunResult
-from gptlab.studies.rows import difference_rows, mean_of, ranking_rows
+from gptlab.studies.rows import difference_rows, mean_of, ranking_rows, states
 from gptlab.studies.seed_noise import MOST_SEEDS
+from gptlab.studies.settings import PublishedSettings
 from gptlab.studies.statistics import Agreement, Effect
 
-COST = ("seconds", "tokens_per_second", "tokens", "steps", "parameters")
+COST = ("seconds", "tokens_per_second", "tokens", "steps", "parameters", "trainable", "memory_bytes")
+"""What the table of the cost has, and that of the ranking has not again."""
 
 LONGEST = 60
 """Characters of a setting: a list of sources, say, is cut."""
 
 
 def ranking_table(results: Results) -> Table:
-    """The arms, the best first."""
+    """The arms, the best first; what a run takes stands in the table of the cost."""
     metric = results.study.metric
+    measures = [key for key in results.study.measures if key not in (metric, *COST)]
     rows = [{**row, "rank": rank} for rank, row in enumerate(ranking_rows(results), 1)]
     return make_table(rows, [
-        ("", lambda row: put(str, row["rank"] if row["mean"] is not None else None)),
         ("arm", lambda row: _marked(results, row["arm"])),
+        ("rank", lambda row: put(str, row["rank"] if row["mean"] is not None else None)),
         (name_of(metric), lambda row: put(lambda mean: text_of(metric, mean), row["mean"])),
         ("95\u00a0% interval", lambda row: put(lambda low: span_of(metric, low, row["high"]), row["low"])),
         ("standard deviation", lambda row: put(lambda value: spread_of(metric, value), row["deviation"])),
         ("seeds", lambda row: f"{row['seeds']} of {len(results.arms[row['arm']])}"),
-        *((name_of(key), _mean(results, key)) for key in results.study.measures if key != metric),
+        *((name_of(key), _mean(results, key)) for key in measures),
         ("diverged", lambda row: put(str, row["diverged"] or None)),
         ("failed", lambda row: put(str, row["failed"] or None)),
     ])  # fmt: skip
@@ -58,34 +63,30 @@ def difference_table(results: Results) -> Table:
 
 
 def cost_table(results: Results) -> Table:
-    """What a run of each arm takes, in the mean over its seeds; of memory the most."""
-
-    def peak(row: Mapping[str, Any]) -> str | None:
-        return put(words.size, max(results.scores(row["arm"], "memory_bytes").values(), default=0) or None)
-
+    """What a run of each arm takes, in the mean over its seeds, of memory the most; without what the ranking is by."""
     adapted = any(run.measures.get("trainable") != run.measures.get("parameters") for run in results.runs)
-    columns = [(name_of(key), _mean(results, key)) for key in (*COST, *(("trainable",) if adapted else ()))]
+    left_out = (results.study.metric, *(() if adapted else ("trainable",)))
+    columns = [(name_of(key), _mean(results, key)) for key in COST if key not in left_out]
     rows = [{"arm": arm} for arm in results.arms if results.scores(arm, "seconds")]
-    return make_table(rows, [("arm", lambda row: row["arm"]), *columns, (name_of("memory_bytes"), peak)])
+    return make_table(rows, [("arm", lambda row: row["arm"]), *columns])
 
 
 def published_table(results: Results) -> Table:
-    """Each reported column, beside it what was found here where that is a measure of the runs too."""
-    published = results.study.published
+    """Each reported column, the study's metric first; then those beside which what was found here stands, since that is
+    a measure of the runs too; then the others."""
+    study, published = results.study, results.study.published
     if published is None:
         return make_table([], [])
-    columns = list(dict.fromkeys(column for values in published.values.values() for column in values))
-    measures = {
-        column: results.study.metric if column == published.metric else column
-        for column in columns if column == published.metric or _is_measure(results, column)
-    }  # fmt: skip
+    columns = dict.fromkeys(column for values in published.values.values() for column in values)
+    known = {column: _measure_beside(results, published, column) for column in columns}
     found: list[Any] = [("arm", lambda row: row["arm"])]
-    for column in columns:
-        found.append((f"reported: {column}", lambda row, column=column: put(_reported, row.get(column))))
-        if column in measures:
-            found.append((f"here: {name_of(measures[column])}", _mean(results, measures[column])))
-    if results.study.metric not in measures.values():
-        found.append((f"here: {name_of(results.study.metric)}", _mean(results, results.study.metric)))
+    if study.metric not in known.values():
+        found.append(_here(results, study.metric))
+    for column in sorted(columns, key=lambda column: (column != published.metric, known[column] is None)):
+        measure = known[column]
+        found.append((f"reported: {column}", lambda row, c=column, m=measure: put(partial(_reported, m), row.get(c))))
+        if measure is not None:
+            found.append(_here(results, measure))
     arms = dict.fromkeys([*published.values, *results.arms])
     return make_table([{"arm": arm, **published.values.get(arm, {})} for arm in arms], found)
 
@@ -143,10 +144,11 @@ def trial_table(results: Results) -> Table:
 def run_table(results: Results) -> Table:
     """Every run of the study, in the order of the plan."""
     metric = results.study.metric
-    return make_table([{"result": result} for result in results.runs], [
+    rows = [{"result": result, "state": state} for result, state in zip(results.runs, states(results), strict=True)]
+    return make_table(rows, [
         ("run", lambda row: row["result"].item.name),
         ("seed", lambda row: str(row["result"].item.seed)),
-        ("state", lambda row: ": ".join(filter(None, [row["result"].status, row["result"].words]))),
+        ("state", lambda row: ": ".join(filter(None, [row["state"], row["result"].words]))),
         (name_of(metric), lambda row: put(lambda value: text_of(metric, value), row["result"].score)),
         *((name_of(key), lambda row, key=key: _measure(row["result"], key)) for key in ("steps", "seconds")),
         (name_of("memory_bytes"), lambda row: _measure(row["result"], "memory_bytes")),
@@ -156,7 +158,7 @@ def run_table(results: Results) -> Table:
 
 def p_value(p: float) -> str:
     """Three decimals; what is smaller says so."""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return f"{p:.3f}" if p >= 0.001 else "<\u00a00.001"
 
 
 def needed(seeds: int) -> str:
@@ -181,13 +183,24 @@ def _measure(result: RunResult, measure: str) -> str | None:
     return put(lambda value: text_of(measure, value), result.measures.get(measure))
 
 
-def _is_measure(results: Results, name: str) -> bool:
-    return any(name in result.measures for result in results.runs)
+def _measure_beside(results: Results, published: PublishedSettings, column: str) -> str | None:
+    """The measure of the runs beside which a reported column stands; None where it is none."""
+    if column == published.metric:
+        return results.study.metric
+    named = published.measures.get(column)
+    return named or (column if any(column in result.measures for result in results.runs) else None)
 
 
-def _reported(value: float | int | str) -> str:
-    """As it is published, to the last digit."""
-    return value if isinstance(value, str) else f"{value:,}"
+def _here(results: Results, measure: str) -> tuple[str, Any]:
+    """The column of what was found here."""
+    return f"here: {name_of(measure)}", _mean(results, measure)
+
+
+def _reported(measure: str | None, value: float | int | str) -> str:
+    """As it is published, to the last digit; a share in per cent, as ours beside it."""
+    if isinstance(value, str):
+        return value
+    return f"{100 * value:.10g}\u00a0%" if measure in SHARES else f"{value:,}"
 
 
 def _recipe(results: Results, arm: str) -> Tree:

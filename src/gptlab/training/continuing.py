@@ -10,7 +10,7 @@ from typing import Any
 from gptlab.data.batch import steps_per_epoch
 from gptlab.errors import RecipeError, RunError
 from gptlab.run.run import Run
-from gptlab.settings import Tree, build, flatten, plain
+from gptlab.settings import Tree, build, flatten_all, plain
 from gptlab.training.auto import as_chosen
 from gptlab.training.cadence import CLASS_METRICS, Cadence
 from gptlab.training.length import Length
@@ -71,7 +71,7 @@ def _mirror(recipe: Recipe) -> Path | None:
 
 
 def _refuse_differences(run: Run, recipe: Recipe, advice: str) -> None:
-    before, now = _flat(_with_new_keys(run.recipe)), _flat(plain(recipe))
+    before, now = flatten_all(_with_new_keys(run.recipe)), flatten_all(plain(recipe))
     differing = [
         f"  {key}: {_shown(before, key)} there, {_shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -87,19 +87,6 @@ def _with_new_keys(recipe: Tree) -> Tree:
         return plain(build(Recipe, recipe, "recipe.toml"))
     except RecipeError:
         return recipe
-
-
-def _flat(recipe: Tree) -> Tree:
-    """The recipe by dotted keys, those of each source too: "data.sources.0.path"."""
-    return flatten(_numbered(recipe))
-
-
-def _numbered(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _numbered(item) for key, item in value.items()}
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return {str(number): _numbered(item) for number, item in enumerate(value)}
-    return value
 
 
 def _shown(flat: Tree, key: str) -> str:
