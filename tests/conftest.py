@@ -17,6 +17,14 @@ for _name, _value in BEFORE_TORCH.items():
     os.environ.setdefault(_name, _value)
 
 
+LONGEST = ("test_readme.py", "test_notebooks.py", "test_curves.py")
+"""Files that take minutes: begun last, one of two workers would wait for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Any]:
     """A hub on 127.0.0.1 that serves `hub.folder` (models/OWNER/NAME/…, datasets/OWNER/NAME/…), empty at first."""

@@ -27,6 +27,8 @@ case "$*" in
 esac
 """
 
+FAST = "-m pytest -n 2 --dist loadfile -m not slow"
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts are POSIX sh")
 
 
@@ -106,7 +108,7 @@ def test_what_is_missing_is_said(checkout: Path, changes: dict[str, str], told: 
 
 
 def test_slow_tests_are_left_out_unless_all_are_asked_for(checkout: Path) -> None:
-    assert run(checkout, "script/test", "-k", "gpt")[2][-1] == "-m pytest -m not slow -k gpt"
+    assert run(checkout, "script/test", "-k", "gpt")[2][-1] == f"{FAST} -k gpt"
     assert run(checkout, "script/test", "--all", "-x")[2][-1] == "-m pytest -x"
 
 
@@ -116,7 +118,7 @@ def test_lint_runs_all_three(checkout: Path) -> None:
 
 
 def test_continuous_integration_fails_where_anything_fails(checkout: Path) -> None:
-    assert run(checkout, ".ci/run", CI="")[2][-1] == "-m pytest -m not slow"
+    assert run(checkout, ".ci/run", CI="")[2][-1] == FAST
     code, said, _ = run(checkout, ".ci/run", CI="true")
     assert code == 1
     assert "../shared/data is missing" in said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -321,6 +320,5 @@ def test_nothing_is_printed_where_nobody_asked(half_way: Results, capsys: pytest
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+def test_a_pipe_gets_lines() -> None:
     assert type(live.make_screen()) is LineScreen

@@ -122,17 +122,28 @@ def test_a_shorter_length_is_refused_and_nothing_is_changed(here: Path) -> None:
     assert set(statuses(folder).values()) == {"finished"}
 
 
+DYING = """#!{python}
+import os, pathlib, runpy, signal, sys, threading, time
+
+def die():
+    mine, work = f'"process": {{os.getpid()}}', pathlib.Path("runs/few/work")
+    while not any(mine in claim.read_text() for claim in work.glob("*.json")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=die, daemon=True).start()
+del sys.argv[1:3]
+runpy.run_module("gptlab.studies.worker", run_name="__main__")
+"""
+"""A Python in which a worker is killed as soon as it has claimed its run, as where memory is short."""
+
+
 def test_a_worker_that_keeps_dying_ends_as_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where memory is short: each worker is killed as soon as it has begun."""
-    shell = here / "python"
-    shell.write_text(
-        f'#!/bin/sh\n{sys.executable} "$@" &\nwhile ! ls runs/few/work/*.json; do sleep 0.05; done\n'
-        "kill -KILL $!\nwait $!\nkill -KILL $$\n"
-    )
-    shell.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(shell))
-    made = gptlab.study(write(here, arms={"a": {}}))
-    (result,) = made.results.runs
+    python = here / "python"
+    python.write_text(DYING.format(python=sys.executable))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    (result,) = gptlab.study(write(here, arms={"a": {}})).results.runs
     assert result.status == "failed"
     assert "killed" in result.words
     assert [claim.outcome for claim in result.claims] == ["killed"] * 3

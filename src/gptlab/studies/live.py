@@ -18,6 +18,7 @@ from gptlab.studies.measures import count_of, name_of, text_of
 from gptlab.studies.plan import TRIAL, Item
 from gptlab.studies.queue import expected_seconds, spent_seconds
 from gptlab.studies.results import ENDED, Results, RunResult, Status
+from gptlab.training.progress import in_a_notebook
 from gptlab.words import duration, printable, share
 
 SUMMARY_SECONDS = 60
@@ -214,7 +215,7 @@ class NotebookScreen(LineScreen):
 
 def make_screen() -> Screen:
     """A table on a terminal or in a notebook, else plain lines."""
-    if "ipykernel" in sys.modules:
+    if in_a_notebook():
         return NotebookScreen()
     return TerminalScreen() if sys.stdout.isatty() else LineScreen()
 

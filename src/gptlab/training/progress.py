@@ -215,9 +215,15 @@ class NotebookProgress(LineProgress):
             self._output.update(shown)
 
 
+def in_a_notebook() -> bool:
+    """Whether a notebook's kernel runs this; its package may also be loaded by what only starts one."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def make_progress() -> Progress:
     """A bar on a terminal or in a notebook, else plain lines."""
-    if "ipykernel" in sys.modules:
+    if in_a_notebook():
         return NotebookProgress()
     return TerminalProgress() if sys.stdout.isatty() else LineProgress()
 
