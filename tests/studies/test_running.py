@@ -76,6 +76,7 @@ def test_only_what_is_missing_and_a_failure_stops_nothing(here: Path, capsys: py
     assert tries == {"good-1": 1, "diverges-1": 1, "fails-1": 2}, "only what failed is tried again"
 
 
+@pytest.mark.slow
 def test_runs_start_from_those_that_come_first_and_from_those_beside_the_study(here: Path) -> None:
     gptlab.train("numbers.toml", name="mine")
     first = {"base": {"training.max_steps": 4}}
@@ -103,6 +104,7 @@ def test_runs_of_another_study_are_refused(here: Path) -> None:
     assert "learning_rate" not in (here / "runs/few/study.toml").read_text(), "what there is stays as it is"
 
 
+@pytest.mark.slow
 def test_a_longer_length_continues_every_run(here: Path) -> None:
     file = write(here, arms={"a": {}})
     gptlab.study(file)
