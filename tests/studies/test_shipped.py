@@ -165,14 +165,10 @@ def test_one_round_of_tiny_trains_and_has_the_metric_and_the_measures(
     folder = plan.study_folder(study, Path("runs"))
     for item in plan.items(study):
         recipe = plan.recipe_of(study, item)
-        if item.round or item.stage == 2:
+        if (item.stage == 1 and item.round) or item.stage == 2:
             continue
         short = recipe.training.model_copy(update=dict.fromkeys(("epochs", "tokens", "minutes")) | {"max_steps": 3})
-        changed: dict[str, Any] = {"training": short}
-        if recipe.tokenizer and recipe.tokenizer.from_:
-            there = re.sub(r"\d{6}$", "000003", recipe.tokenizer.from_)
-            changed["tokenizer"] = recipe.tokenizer.model_copy(update={"from_": there})
-        run = train_recipe(recipe.model_copy(update=changed), runs=folder, device="cpu")
+        run = train_recipe(recipe.model_copy(update={"training": short}), runs=folder, device="cpu")
         write_report(run)  # without which a run does not count as finished
         if item.stage == 1:
             measures = read_result(study, item, folder, Claims(folder)).measures
