@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,7 +32,8 @@ def test_wheel_and_sdist_build_and_the_installed_wheel_finds_its_recipes(tmp_pat
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     for folder, files in shipped.items():
-        assert {Path(name).name for name in names if name.startswith(f"gptlab/{folder}/")} == files
+        inside = {Path(name).name for name in names if re.fullmatch(rf"gptlab/{folder}/[^/]+\.toml", name)}
+        assert inside == files
     assert any(name.endswith("report.html.jinja") for name in names)
     assert any(name.endswith("LICENSE") for name in names)
     with tarfile.open(sdist) as archive:
