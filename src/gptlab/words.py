@@ -1,9 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers, and tables of text, as people read them."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 
 def number(value: float) -> str:
@@ -59,6 +60,22 @@ def share(value: float) -> str:
 def printable(text: str) -> str:
     """Without control characters, which a model may write and a terminal would obey."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
+def cut(text: str, length: int) -> str:
+    """At most `length` characters, the last of them "…" where there were more."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def aligned(lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Iterator[str]:
+    """Lines of cells as a table of text; the columns that are `numeric` stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, numeric, strict=True)
+        )
+        yield "  ".join(padded).rstrip()
 
 
 def percent(share: float) -> str:

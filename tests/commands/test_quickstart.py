@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from gptlab.catalog import shipped
 from gptlab.cli import main
 from gptlab.run.run import Run
 from gptlab.settings import apply_changes, read_toml, to_toml
-from gptlab.training.recipe import shipped_recipes
 
 SMALL: dict[str, dict[str, Any]] = {
     "quickstart": {
@@ -44,7 +44,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """A folder with small recipes of the same names: a recipe's name is a file's first."""
     folder = tmp_path_factory.mktemp("quickstart")
     for name, changes in SMALL.items():
-        tree = apply_changes(read_toml(shipped_recipes()[name]), changes)
+        tree = apply_changes(read_toml(shipped("recipe")[name]), changes)
         (folder / name).write_text(to_toml(tree), encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GPTLAB_CACHE", str(folder / "cache"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gptlab.catalog import Kind, shipped
 from gptlab.cli import main
-from gptlab.studies.settings import load_study, shipped_studies
-from gptlab.training.recipe import shipped_recipes
+from gptlab.studies.settings import load_study
 
 BOTH = "cola-lora"
 
@@ -28,30 +27,28 @@ def listed(text: str) -> list[str]:
 def test_recipes_are_listed_and_studies_below_each_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 0
     out = capsys.readouterr().out
-    assert listed(out) == [*shipped_recipes(), *shipped_studies()]
+    assert listed(out) == [*shipped("recipe"), *shipped("study")]
     assert out.index("gptlab train NAME") < out.index("gptlab study NAME")
     line = next(line for line in out.splitlines() if line.split()[0] == "optimizers")
-    assert line.endswith(shipped_studies()["optimizers"].read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    assert line.endswith(shipped("study")["optimizers"].read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
 
 
 def test_studies_can_be_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--study") == 0
-    assert listed(capsys.readouterr().out) == list(shipped_studies())
+    assert listed(capsys.readouterr().out) == list(shipped("study"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "files", "name"),
+    ("arguments", "kind", "name"),
     [
-        ([BOTH], shipped_recipes, BOTH),
-        ([BOTH, "--study"], shipped_studies, BOTH),
-        (["optimizers"], shipped_studies, "optimizers"),
+        ([BOTH], "recipe", BOTH),
+        ([BOTH, "--study"], "study", BOTH),
+        (["optimizers"], "study", "optimizers"),
     ],
 )
-def test_one_is_shown_as_it_is(
-    arguments: list[str], files: Callable[[], dict[str, Path]], name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_is_shown_as_it_is(arguments: list[str], kind: Kind, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments) == 0
-    assert capsys.readouterr().out == files()[name].read_text(encoding="utf-8")
+    assert capsys.readouterr().out == shipped(kind)[name].read_text(encoding="utf-8")
 
 
 def test_a_study_is_copied_once_and_the_copy_is_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,22 +12,23 @@ from typing import Any
 import pytest
 import torch
 
+from gptlab.catalog import shipped
 from gptlab.data.python_docs import python_docs
 from gptlab.data.sources import Source
 from gptlab.model.build import build_model, parameter_count
 from gptlab.run.run import Run
 from gptlab.training.assemble import train_recipe
-from gptlab.training.recipe import load_recipe, shipped_recipes
+from gptlab.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GPT2_VOCABULARY = 50_257
 
 
 def variants(name: str) -> list[str]:
-    return list(tomllib.loads(shipped_recipes()[name].read_text(encoding="utf-8")).get("variants", {}))
+    return list(tomllib.loads(shipped("recipe")[name].read_text(encoding="utf-8")).get("variants", {}))
 
 
-VARIANTS = [(name, variant) for name in shipped_recipes() for variant in variants(name)]
+VARIANTS = [(name, variant) for name in shipped("recipe") for variant in variants(name)]
 TINY = [name for name, variant in VARIANTS if variant == "tiny"]
 PUBLISHED = ["gpt2-small-scratch", "gpt2-medium-scratch", "mini-gpt", "gpt2-124m", "hh-reward", "hh-dpo", "hh-dpo-lora"]
 
@@ -41,7 +42,7 @@ def test_every_variant_loads_and_changes_the_recipe(name: str, variant: str) -> 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_header_says_what_it_is_how_to_run_it_on_what_and_what_was_seen(name: str) -> None:
-    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    text = shipped("recipe")[name].read_text(encoding="utf-8")
     header = text[: re.search(r"^[^#]", text, re.MULTILINE).start()]  # type: ignore[union-attr]
     first = header.splitlines()[0]
     assert first.startswith("# ")

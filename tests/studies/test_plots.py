@@ -160,12 +160,12 @@ def test_a_metric_in_words(metric: str, words: str, scale: float) -> None:
 
 def test_far_is_what_would_squeeze_all_others_into_a_point() -> None:
     values = [100.0, 101.0, 102.0, 103.0]
-    assert is_far(1000, [*values, 1000], less_is_better=True)
-    assert not is_far(1000, [*values, 1000], less_is_better=False)  # there it is the best
-    assert is_far(-1000, [*(-value for value in values), -1000], less_is_better=False)
-    assert not is_far(1000, [100.0, 1000], less_is_better=True)  # of two neither is
-    assert not is_far(103, values, less_is_better=True)
-    assert not is_far(1, [1.0, 1.0, 1.0, 1.0], less_is_better=True)
+    assert is_far(1000, [*values, 1000], sign=1)
+    assert not is_far(1000, [*values, 1000], sign=-1)  # there it is the best
+    assert is_far(-1000, [*(-value for value in values), -1000], sign=-1)
+    assert not is_far(1000, [100.0, 1000], sign=1)  # of two neither is
+    assert not is_far(103, values, sign=1)
+    assert not is_far(1, [1.0, 1.0, 1.0, 1.0], sign=1)
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -54,19 +54,18 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_taken_for_interrupted(fold
     """Between two looks at two files a worker may write both."""
 
     class Meanwhile(Claims):
-        def held(self, run: str) -> Claim | None:
-            work = Run(folder / run)
+        def is_held(self, claim: Claim) -> bool:
+            work = Run(folder / claim.run)
             work.write_state({**work.state, "status": "finished"})
             work.report_files.html.write_text("", encoding="utf-8")
-            claim = self.last(run)
-            assert claim
             file = self.file(claim)
             file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "outcome": "finished"}), "utf-8")
-            return super().held(run)
+            return super().is_held(claim)
 
     before = result_of(folder, "plain-1")
     assert before.status == "running"
     assert read_result(before.study, before.item, folder, Meanwhile(folder)).status in ("running", "finished")
+    assert result_of(folder, "plain-1").status == "finished"
 
 
 def test_a_worker_that_is_killed_again_and_again_has_failed(folder: Path) -> None:

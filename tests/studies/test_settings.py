@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gptlab.catalog import shipped
 from gptlab.errors import RecipeError
 from gptlab.settings import plain, read_toml, to_toml
 from gptlab.studies.settings import (
@@ -16,7 +17,6 @@ from gptlab.studies.settings import (
     Range,
     find_study,
     load_study,
-    shipped_studies,
 )
 
 TEXT = """
@@ -191,9 +191,9 @@ def test_what_is_better_is_known_and_can_be_said(file: Path, metric: str) -> Non
 
 def test_a_study_is_found_by_its_file_its_folder_or_its_name(file: Path, tmp_path: Path) -> None:
     assert find_study(str(file)) == file
-    for name, shipped in shipped_studies().items():
-        assert find_study(name) == shipped
-        assert read_toml(shipped)["metric"]
+    for name, there in shipped("study").items():
+        assert find_study(name) == there
+        assert read_toml(there)["metric"]
     (tmp_path / "runs").mkdir()
     with pytest.raises(RecipeError, match="there is no study"):
         find_study(str(tmp_path / "runs"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from gptlab.catalog import shipped
 from gptlab.data.python_questions import questions_of
 from gptlab.model.build import build_model, parameter_count
 from gptlab.report.report import write_report
@@ -17,11 +18,11 @@ from gptlab.settings import flatten, plain
 from gptlab.studies import plan
 from gptlab.studies.claims import Claims
 from gptlab.studies.results import read_result
-from gptlab.studies.settings import StudySettings, load_study, shipped_studies
+from gptlab.studies.settings import StudySettings, load_study
 from gptlab.training.assemble import train_recipe
 from gptlab.training.recipe import Recipe
 
-NAMES = list(shipped_studies())
+NAMES = list(shipped("study"))
 GPT2_VOCABULARY = 50_257
 FILES = {"cola-lora", "distillation"}
 """Whose variant tiny reads CoLA's own files in the current folder."""
@@ -34,7 +35,7 @@ PUBLISHED = {
 
 
 def variants(name: str) -> list[str]:
-    return list(tomllib.loads(shipped_studies()[name].read_text(encoding="utf-8")).get("variants", {}))
+    return list(tomllib.loads(shipped("study")[name].read_text(encoding="utf-8")).get("variants", {}))
 
 
 def recipes_of(study: StudySettings) -> dict[str, Recipe]:
@@ -58,7 +59,7 @@ def test_every_run_of_every_variant_has_a_recipe(name: str, variant: str | None)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_says_what_it_is_and_how_and_where_to_run_it(name: str) -> None:
-    text = shipped_studies()[name].read_text(encoding="utf-8")
+    text = shipped("study")[name].read_text(encoding="utf-8")
     header = text[: re.search(r"^[^#]", text, re.MULTILINE).start()]  # type: ignore[union-attr]
     assert header.splitlines()[0].startswith("# ")
     assert max(map(len, header.splitlines())) <= 120

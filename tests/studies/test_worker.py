@@ -7,16 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-from gptlab.errors import Interrupted
-from gptlab.run.run import Run
+from gptlab import settings
+from gptlab.errors import DataError, Interrupted, Pruned, RunHeld, TrainingStopped
+from gptlab.run.run import STUDY, Run
 from gptlab.settings import read_toml, to_toml
+from gptlab.studies import worker
 from gptlab.studies.claims import WORK, Claims
 from gptlab.studies.opening import open_study
 from gptlab.studies.plan import items
 from gptlab.studies.results import read_results
-from gptlab.studies.settings import load_study
+from gptlab.studies.search import JOURNAL
+from gptlab.studies.settings import StudySettings, load_study
 from gptlab.studies.worker import BUSY, make_run
 
 TEXT = "\n\n".join(f"Line {n} has the number {n * 7}." for n in range(600))
@@ -63,6 +69,40 @@ def test_another_workers_run_is_left_alone(folder: Path) -> None:
         assert make_run(study, items(study)[0], folder) == BUSY, "it is held"
         assert make_run(study, items(study)[0], folder, after=0) == BUSY, "it was free when somebody looked"
     assert not (folder / "a-1" / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code", "state"),
+    [
+        (Interrupted("stopped"), "interrupted", 130, "RUNNING"),
+        (KeyboardInterrupt(), "interrupted", 130, "RUNNING"),
+        (RunHeld("another trains it"), "interrupted", 130, "RUNNING"),
+        (Pruned("others were better"), "pruned", 0, "PRUNED"),
+        (TrainingStopped("the loss is nan"), "diverged", 0, "FAIL"),
+        (DataError("no such file"), "failed", 1, "FAIL"),
+        (ZeroDivisionError("division by zero"), "failed", 1, "FAIL"),
+    ],
+)
+def test_how_a_trial_ends_is_said_in_its_claim_and_to_its_search(
+    error: BaseException, outcome: str, code: int, state: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was interrupted goes on later, so its search must not hear of an end."""
+    tree = {key: value for key, value in read_toml(folder / STUDY).items() if key != "arms"}
+    search = {"trials": 2, "space": {"optimizer.learning_rate": [1e-3, 1e-2]}}
+    study = settings.build(StudySettings, {**tree, "search": search}, "a search")
+
+    def raises(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_train_run", raises)
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0)
+    trial = items(study)[0]
+    assert make_run(study, trial, folder) == code
+    (claim,) = Claims(folder).all(trial.name)
+    assert claim.outcome == outcome
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    (kept,) = optuna.load_study(study_name=study.name, storage=storage).trials
+    assert kept.state.name == state
 
 
 @pytest.mark.slow

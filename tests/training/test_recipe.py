@@ -4,10 +4,11 @@ import pickle
 
 import pytest
 
+from gptlab.catalog import shipped
 from gptlab.cli import spread
 from gptlab.errors import RecipeError
 from gptlab.settings import build, plain, to_toml
-from gptlab.training.recipe import Recipe, load_recipe, shipped_recipes
+from gptlab.training.recipe import Recipe, load_recipe
 
 VARIANTS = """
 [model]
@@ -33,10 +34,10 @@ def recipe(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", shipped("recipe"))
 def test_every_recipe_that_ships_builds_and_opens_with_what_it_is_and_its_command(name):
     assert load_recipe(name).name == name
-    head = shipped_recipes()[name].read_text().splitlines()[:4]
+    head = shipped("recipe")[name].read_text().splitlines()[:4]
     assert all(line.startswith("#") for line in head[:3])
     assert any("gptlab " in line for line in head)
 
@@ -93,7 +94,7 @@ def test_data_takes_every_word_up_to_the_next_option_or_change(typed, meant):
     assert spread(typed.split()) == meant.split()
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", shipped("recipe"))
 def test_a_recipe_goes_from_process_to_process(name: str) -> None:
     recipe = load_recipe(name)
     assert pickle.loads(pickle.dumps(recipe)) == recipe

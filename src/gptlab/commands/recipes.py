@@ -15,17 +15,16 @@ def recipes(
     study: Annotated[bool, typer.Option("--study", help="The study, where a recipe has the same name.")] = False,
 ) -> None:
     """List the recipes and studies that ship, show one, or copy one."""
+    from gptlab.catalog import shipped
     from gptlab.errors import RecipeError, nearest
-    from gptlab.studies.settings import shipped_studies
-    from gptlab.training.recipe import shipped_recipes
 
-    shipped, studies = ({} if study else shipped_recipes()), shipped_studies()
+    shipping, studies = ({} if study else shipped("recipe")), shipped("study")
     if name is None:
         if to is not None:
             raise RecipeError("--to copies one recipe or study: name it")
-        _list(shipped, studies)
+        _list(shipping, studies)
         return
-    files = {**studies, **shipped}
+    files = {**studies, **shipping}
     if name not in files:
         kind = "study" if study else "recipe or study"
         raise RecipeError(f"no {kind} {name!r} ships{nearest(name, list(files))}; there is {', '.join(files)}")

@@ -191,17 +191,9 @@ def _difference(entry: Entry) -> str:
 
 
 def _short(cell: str) -> str:
-    cell = words.printable(" ".join(cell.split()))
-    return cell if len(cell) <= WIDEST else f"{cell[: WIDEST - 1]}…"
+    return words.cut(words.printable(" ".join(cell.split())), WIDEST)
 
 
 def _lines(table: Table) -> Iterator[str]:
-    """The table as lines of text, heads first, numbers to the right."""
-    lines = [table.heads, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells in lines:
-        padded = (
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(cells, widths, table.numeric, strict=True)
-        )
-        yield "  ".join(padded).rstrip()
+    """The table as lines of text, heads first."""
+    return words.aligned([table.heads, *table.rows], table.numeric)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptlab import words
 from gptlab.report.drawing import (
     BLUE,
     GRID,
@@ -107,7 +108,7 @@ def _confusion(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     from matplotlib.patches import Rectangle
 
     n = len(counts)
-    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in labels]
+    names = [words.cut(name, 18) for name in labels]
     margin = 0.35 + 0.07 * max(map(len, names))
     cell = min(0.85, (3.7 - margin) / n) if n <= FEW_CLASSES else min(0.5, (WIDE[0] - margin) / n)
     level = (margin - 0.35) <= cell  # the names fit below their columns

@@ -91,13 +91,20 @@ class Claims:
         return _read(files[-1][1], run, files[-1][0]) if files else None
 
     def held(self, run: str) -> Claim | None:
-        """The claim of a worker that is alive; None where the run is free.
+        """The claim of a worker that is alive; None where the run is free."""
+        claim = self.last(run)
+        return claim if claim and self.is_held(claim) else None
+
+    def is_held(self, claim: Claim) -> bool:
+        """Whether the worker of a run's last claim is alive.
 
         A process of this machine is asked for; another machine's is taken for dead where its claim was not touched for
         STALE_SECONDS, as seen from here.
         """
-        claim = self.last(run)
-        return claim if claim and self._is_held(claim) else None
+        if claim.outcome is not None:
+            return False
+        alive = _is_alive(claim) if claim.host == this_machine() else None
+        return self._beats(claim) if alive is None else alive
 
     @contextmanager
     def take(self, run: str, lost: Callable[[], None], after: int | None = None) -> Iterator[Holding | None]:
@@ -109,7 +116,7 @@ class Claims:
         """
         if after is None:
             last = self.last(run)
-            if last and self._is_held(last):
+            if last and self.is_held(last):
                 yield None
                 return
             after = last.number if last else 0
@@ -162,12 +169,6 @@ class Claims:
     def _files(self, run: str) -> list[tuple[int, Path]]:
         numbers = ((file.name[len(run) + 1 : -5], file) for file in (self.folder / WORK).glob(f"{run}.*.json"))
         return sorted((int(number), file) for number, file in numbers if number.isdecimal())
-
-    def _is_held(self, claim: Claim) -> bool:
-        if claim.outcome is not None:
-            return False
-        alive = _is_alive(claim) if claim.host == this_machine() else None
-        return self._beats(claim) if alive is None else alive
 
     def _beats(self, claim: Claim) -> bool:
         file = self.file(claim)

@@ -20,7 +20,8 @@ from gptlab.report.drawing import (
     moving_mean,
     points,
 )
-from gptlab.studies.drawing import REST, SHARES, Look, arm_legend, named, shortened, time_axis
+from gptlab.report.intervals import SHARES
+from gptlab.studies.drawing import REST, Look, arm_legend, named, shortened, time_axis
 from gptlab.studies.results import Results, RunResult
 from gptlab.studies.settings import LESS_IS_BETTER
 

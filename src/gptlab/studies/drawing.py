@@ -23,6 +23,7 @@ from gptlab.report.drawing import (
     in_percent,
     open_axes,
 )
+from gptlab.report.intervals import SHARES
 from gptlab.report.table import label
 from gptlab.studies.settings import StudySettings
 
@@ -65,9 +66,6 @@ MEASURES: dict[str, tuple[str, float]] = {
     "trainable": ("million trained parameters", 1e6),
 }
 """Measure → what it is called on an axis, and how much of it one unit there is; of the others the name says it."""
-
-SHARES = ("accuracy", "win_rate")
-"""Measures that are told in per cent."""
 
 ON_A_SET = (
     "loss", "cross_entropy", "perplexity", "perplexity_per_word", "bits_per_byte", "accuracy", "matthews", "f1",
@@ -114,9 +112,8 @@ def measure_words(study: StudySettings, measure: str | None = None, join: str = 
     return f"{on}{named(measure)}{better}"
 
 
-def is_far(value: float, values: Sequence[float], *, less_is_better: bool) -> bool:
-    """Whether `value` is far worse than most of (n,) values, of which it may be one."""
-    sign = 1 if less_is_better else -1
+def is_far(value: float, values: Sequence[float], *, sign: int) -> bool:
+    """Whether `value` is far worse than most of (n,) values, of which it may be one; sign: the metric's."""
     worse = np.sort(sign * np.asarray(values, dtype=np.float64))
     return bool(sign * value - worse[0] > FAR * (np.quantile(worse, 0.75) - worse[0]) > 0)
 

@@ -9,7 +9,7 @@ from gptlab.report.table import text
 from gptlab.studies.measures import count_of, difference_of, join_ends, name_of, span_of, text_of
 from gptlab.studies.plan import BASELINE
 from gptlab.studies.range_test import range_test, warnings
-from gptlab.studies.results import Results, best_trial
+from gptlab.studies.results import ORIGINS, Results, best_trial
 from gptlab.studies.rows import LEFT_OUT, states
 from gptlab.studies.seed_noise import MOST_SEEDS
 from gptlab.studies.statistics import Agreement, ArmScore, Difference, Verdict, differences, ranking
@@ -17,9 +17,6 @@ from gptlab.studies.tables import needed, p_value
 
 FEW_SEEDS = 3
 """With fewer an interval is so wide that hardly any difference stands out."""
-
-COMPARED = ("versions", "device", "commit")
-"""What of origin.json should be the same for all runs that are compared."""
 
 
 def summary(results: Results) -> str:
@@ -201,7 +198,7 @@ def _seeds(results: Results) -> Iterator[str]:
 def _origins(results: Results) -> Iterator[str]:
     """Runs that were made by different versions, or on different machines."""
     origins = [result.run.origin for result in results.runs if result.begun]
-    for key in COMPARED:
+    for key in ORIGINS:
         found = {repr(origin.get(key)) for origin in origins}
         if len(found) > 1:
             what = {"versions": "versions of the lab or what it stands on", "device": "devices", "commit": "commits"}

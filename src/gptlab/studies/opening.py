@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptlab.errors import RunError
 from gptlab.run.files import write_text
-from gptlab.run.run import STUDY, Run
+from gptlab.run.run import RECIPE, STUDY, Run
 from gptlab.settings import flatten, plain, to_toml
 from gptlab.studies import plan
 from gptlab.studies.claims import COMMAND, WORK, Claims
@@ -32,7 +32,7 @@ def open_study(study: StudySettings, runs: Path, command: str = "") -> Path:
     """
     plan.check(study)
     folder = plan.study_folder(study, runs)
-    if (folder / "recipe.toml").exists():
+    if (folder / RECIPE).exists():
         raise RunError(f"{folder}: is a run; --name gives the study another folder")
     longer = _checked(study, folder) if (folder / STUDY).exists() else []
     try:

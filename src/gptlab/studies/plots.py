@@ -57,7 +57,7 @@ def draw_study_plots(results: Results, folder: Path) -> dict[str, str]:
 
 def _comparison(results: Results, scores: Sequence[ArmScore], look_of: dict[str, Look]) -> Figure | None:
     study, shown = results.study, _best(scores, results.baseline)
-    near = _near(shown, less_is_better=study.less_is_better)
+    near = _near(shown, study.sign)
     if not near:
         return None
     published = {arm: value / unit(study.metric) for arm, value in _published(results, near).items()}
@@ -81,12 +81,12 @@ def _comparison(results: Results, scores: Sequence[ArmScore], look_of: dict[str,
     return figure
 
 
-def _near(scores: Sequence[ArmScore], *, less_is_better: bool) -> list[ArmScore]:
+def _near(scores: Sequence[ArmScore], sign: int) -> list[ArmScore]:
     """The arms that have a score with a place on an axis."""
     means = [score.mean for score in scores if score.mean is not None]
     return [
         score for score in scores
-        if score.mean is not None and not is_far(score.mean, means, less_is_better=less_is_better)
+        if score.mean is not None and not is_far(score.mean, means, sign=sign)
     ]  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _comparison_legend(figure: Figure, *, seeds: bool, baseline: bool, published
 def _cost(results: Results, scores: Sequence[ArmScore], look_of: dict[str, Look]) -> Figure | None:
     """The metric over the time of a run: each seed, and larger the mean of the arm; without arms that are far off."""
     metric = results.study.metric
-    near = [score.arm for score in _near(scores, less_is_better=results.study.less_is_better)]
+    near = [score.arm for score in _near(scores, results.study.sign)]
     found = {arm: points for arm in near if len(points := _costs(results, arm))}
     if not found or metric == "seconds":
         return None

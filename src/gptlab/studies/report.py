@@ -24,7 +24,7 @@ from gptlab.settings import flatten, to_toml
 from gptlab.studies import findings, tables
 from gptlab.studies.claims import COMMAND
 from gptlab.studies.measures import count_of, name_of
-from gptlab.studies.results import Results, read_results
+from gptlab.studies.results import ORIGINS, Results, read_results
 from gptlab.studies.rows import LEFT_OUT, rows_of, states, write_csv
 from gptlab.studies.samples import side_by_side
 from gptlab.studies.statistics import Effect, agreement, effects
@@ -42,8 +42,6 @@ CAPTIONS = {
     "history": "Trial by trial, and the best so far",
     "range_test": "The loss while the learning rate rises by the same factor at every step",
 }
-
-ORIGINS = ("versions", "device", "commit")
 
 
 def write_study_report(folder: Path) -> Path:

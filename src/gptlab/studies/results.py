@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptlab import settings
-from gptlab.run.run import STUDY, Run
+from gptlab.run.run import RECIPE, STUDY, Run
 from gptlab.settings import Tree, flatten
 from gptlab.studies import plan
 from gptlab.studies.claims import Claim, Claims
@@ -22,6 +22,8 @@ Status = Literal["waiting", "running", "interrupted", "finished", "diverged", "p
 ENDED: tuple[Status, ...] = ("finished", "diverged", "pruned")
 """Of a run that need not be made again."""
 
+ORIGINS = ("versions", "device", "commit")
+"""What of origin.json should be the same for all runs that are compared."""
 
 DEATHS = 3
 """A run whose worker was killed so often, one time after the other, counts as failed: memory is short, most likely."""
@@ -46,7 +48,7 @@ class RunResult:
 
     @property
     def begun(self) -> bool:
-        return (self.run.folder / "recipe.toml").exists()
+        return (self.run.folder / RECIPE).exists()
 
     @cached_property
     def recipe(self) -> Tree:
@@ -148,10 +150,11 @@ def read_study(folder: Path) -> StudySettings:
 def read_result(study: StudySettings, item: Item, folder: Path, claims: Claims) -> RunResult:
     """One run, as far as it is."""
     run, history = Run(folder / item.name), claims.all(item.name)
-    last, held = history[-1] if history else None, claims.held(item.name)
+    last = history[-1] if history else None
+    held = last is not None and claims.is_held(last)
     state = run.state.get("status")
     words = ""
-    if state == "finished" and (run.folder / "report.html").exists():
+    if state == "finished" and run.report_files.html.exists():
         status: Status = "finished"
     elif held:  # seen before the state: a run that ends meanwhile is not taken for interrupted
         status = "running"
@@ -160,7 +163,7 @@ def read_result(study: StudySettings, item: Item, folder: Path, claims: Claims) 
     elif last and (last.outcome == "failed" or _keeps_dying(history)):
         status, words = "failed", last.words
     else:
-        status = "interrupted" if (run.folder / "recipe.toml").exists() else "waiting"
+        status = "interrupted" if (run.folder / RECIPE).exists() else "waiting"
     return RunResult(item, run, status, words, history, study)
 
 
@@ -214,5 +217,4 @@ def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
 def best_trial(results: Results) -> RunResult | None:
     """The search's trial with the best metric; None where none has one."""
     scored = [result for result in results.trials if result.score is not None]
-    sign = 1 if results.study.less_is_better else -1
-    return min(scored, key=lambda result: sign * (result.score or 0.0), default=None)
+    return min(scored, key=lambda result: results.study.sign * (result.score or 0.0), default=None)

@@ -20,7 +20,7 @@ from gptlab.studies.opening import open_study, set_aside_old_best
 from gptlab.studies.plan import Item
 from gptlab.studies.queue import broken, waiting
 from gptlab.studies.report import write_study_report
-from gptlab.studies.results import Results, read_results
+from gptlab.studies.results import ENDED, Results, read_results
 from gptlab.studies.settings import StudySettings
 from gptlab.studies.worker import BUSY
 from gptlab.training.watch import stop_signals
@@ -180,7 +180,7 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _begin(results: Results, screen: Screen) -> None:
-    done = sum(result.status in ("finished", "diverged", "pruned") for result in results.runs)
+    done = sum(result.status in ENDED for result in results.runs)
     there = f", {done} of them done already" if done else ""
     screen.say(f"{results.folder}: {len(results.runs)} runs{there}; what each says is in {results.folder / WORK}")
 

@@ -101,8 +101,10 @@ class Search:
     def end(self, item: Item, outcome: Outcome, score: float | None) -> None:
         """How a trial's run ended; `score` of one that finished. A trial that has ended stays as it is, and one that
         was interrupted is continued later."""
+        if outcome == "interrupted":
+            return
         last = self._last(item)
-        if outcome != "interrupted" and last and not last.state.is_finished():
+        if last and not last.state.is_finished():
             self._tell(last, outcome, score)
 
     def _tell(self, trial: FrozenTrial, status: str, score: float | None) -> None:

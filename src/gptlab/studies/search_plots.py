@@ -67,7 +67,7 @@ def _near(runs: Sequence[RunResult], results: Results) -> tuple[list[RunResult],
     """The runs whose metric has a place on an axis, and those whose metric is too far off."""
     scored = [result for result in runs if result.score is not None]
     scores = [_score(result) for result in scored]
-    far = [is_far(score, scores, less_is_better=results.study.less_is_better) for score in scores]
+    far = [is_far(score, scores, sign=results.study.sign) for score in scores]
     return (
         [result for result, off in zip(scored, far, strict=True) if not off],
         [result for result, off in zip(scored, far, strict=True) if off],

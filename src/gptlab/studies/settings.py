@@ -17,14 +17,14 @@ An *arm* is one of the settings that are compared; its runs differ in nothing bu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gptlab import settings
-from gptlab.errors import RecipeError, nearest
+from gptlab.catalog import find_file, read_file, variant_of
+from gptlab.errors import nearest
 from gptlab.run.run import STUDY
 from gptlab.settings import Section, Tree
 from gptlab.training.recipe import Recipe, dotted, merged
@@ -200,6 +200,11 @@ class StudySettings(Section):
     def less_is_better(self) -> bool:
         return self.direction == "min" if self.direction else self.metric in LESS_IS_BETTER
 
+    @property
+    def sign(self) -> int:
+        """What the metric is multiplied by so that less is better."""
+        return 1 if self.less_is_better else -1
+
 
 def load_study(
     study: str | Path, *changes: str, variant: str | None = None, data: Sequence[str] = (), name: str | None = None
@@ -210,18 +215,10 @@ def load_study(
     RecipeError names what is wrong, before anything is loaded.
     """
     path = find_study(str(study))
-    tree = settings.read_toml(path)
-    variants = tree.pop("variants", {})
-    tree.setdefault("name", path.stem)
+    tree, variants = read_file(path)
     if variant is not None:
-        if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
-            raise RecipeError(f'{path}: variants: wanted [variants.NAME] sections of changes: "key" = value')
-        if variant not in variants:
-            raise RecipeError(
-                f"{path}: no variant {variant!r}{nearest(variant, list(variants))}; there is "
-                f"{', '.join(variants) or 'none'}"
-            )
-        tree = _merge(_spelt_out(tree), {"name": f"{tree['name']}-{variant}", **_spelt_out(variants[variant])})
+        changes_of = _spelt_out(variant_of(variants, variant, path))
+        tree = _merge(_spelt_out(tree), {"name": f"{tree['name']}-{variant}", **changes_of})
     tree = _spelt_out(tree)
     if data:
         tree["data"] = list(data)
@@ -273,23 +270,7 @@ def _is_the_studys(key: str) -> bool:
     return first in StudySettings.model_fields and (first == "name" or first not in Recipe.model_fields)
 
 
-def shipped_studies() -> dict[str, Path]:
-    """The studies that ship, by name."""
-    folder = Path(str(resources.files("gptlab"))) / "studies"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
 def find_study(name: str) -> Path:
     """The file of a study: an existing path (also a study's folder), else one that ships."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if (path / STUDY).is_file():
-        return path / STUDY
-    shipped = shipped_studies()
-    if name in shipped:
-        return shipped[name]
-    raise RecipeError(
-        f"there is no study {name!r}{nearest(name, list(shipped))}: no such file, and those that ship are "
-        f"{', '.join(shipped)}"
-    )
+    own = Path(name).expanduser() / STUDY
+    return own if own.is_file() else find_file("study", name)

@@ -183,7 +183,7 @@ def _arm_score(results: Results, arm: str, values: dict[int, float]) -> ArmScore
 def _sign(study: StudySettings, measure: str | None = None) -> int:
     """1 where less is better, -1 where more is."""
     if measure is None or measure == study.metric:
-        return 1 if study.less_is_better else -1
+        return study.sign
     return -1 if measure in MORE_IS_BETTER else 1
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from gptlab import words
 from gptlab.errors import RunError, UserError, nearest
 from gptlab.run.run import STUDY
+from gptlab.studies.report import MARKDOWN, PLOTS, REPORT, TABLES
 from gptlab.studies.results import Results, read_results
 from gptlab.studies.rows import rows_of
 from gptlab.studies.statistics import ArmScore, ranking
@@ -74,7 +75,7 @@ class Study:
     @property
     def report_files(self) -> StudyFiles:
         folder = self.folder
-        return StudyFiles(folder / "report.html", folder / "report.md", folder / "plots", folder / "tables")
+        return StudyFiles(folder / REPORT, folder / MARKDOWN, folder / PLOTS, folder / TABLES)
 
     def table(self, what: TableName = "ranking") -> pd.DataFrame:
         """What `tables/WHAT.csv` of the report has, as it is now: the arms, best first; every arm less the baseline;

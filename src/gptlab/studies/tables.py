@@ -120,7 +120,10 @@ def setting_table(results: Results) -> Table:
         {"arm": arm, **({"recipe": known[arm].recipe, "variant": known[arm].variant} if arm in known else {}), **recipe}
         for arm, recipe in recipes.items()
     ]
-    columns = [(key, lambda row, key=key: put(lambda value: _short(text(key, value)), row.get(key))) for key in keys]
+    columns = [
+        (key, lambda row, key=key: put(lambda value: words.cut(text(key, value), LONGEST), row.get(key)))
+        for key in keys
+    ]
     return make_table(rows, [("arm", lambda row: row["arm"]), *columns])
 
 
@@ -128,7 +131,7 @@ def trial_table(results: Results) -> Table:
     """Of a search its trials, the best first, then those without a score."""
     metric = results.study.metric
     worst = float("inf")
-    sign = 1 if results.study.less_is_better else -1
+    sign = results.study.sign
     trials = sorted(results.trials, key=lambda trial: worst if trial.score is None else sign * trial.score)
     rows = [{"result": trial, **trial.recipe} for trial in trials if trial.begun]
     return make_table(rows, [
@@ -213,7 +216,3 @@ def _recipe(results: Results, arm: str) -> Tree:
 def _differing(recipes: list[Tree]) -> list[str]:
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in ("name", "seed"))
     return [key for key in keys if len({repr(recipe.get(key)) for recipe in recipes}) > 1]
-
-
-def _short(words: str) -> str:
-    return words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…"

@@ -22,10 +22,10 @@ from typing import Any, TextIO
 
 from gptlab.errors import GptlabError, Interrupted, Pruned, RunError, RunHeld, TrainingStopped
 from gptlab.report.report import write_report
-from gptlab.run.run import Run
+from gptlab.run.run import RECIPE, Run
 from gptlab.studies.claims import BEAT_SECONDS, WORK, Claims, Outcome
 from gptlab.studies.plan import BEST, Item, items, recipe_of
-from gptlab.studies.results import best_trial, read_results, read_study
+from gptlab.studies.results import best_trial, read_result, read_results, read_study
 from gptlab.studies.search import Search, values_of
 from gptlab.studies.settings import StudySettings
 from gptlab.training.assemble import train_recipe
@@ -69,24 +69,29 @@ def _outcome_of(train: Callable[[], Any], progress: LineProgress) -> tuple[Outco
     """How a run ended, and of a failure why. Whatever goes wrong is the run's, and must not stop the study."""
     try:
         train()
-    except Pruned:
-        return "pruned", ""
-    except TrainingStopped as error:
-        progress.say(str(error))
-        return "diverged", str(error)
-    except (Interrupted, KeyboardInterrupt):
-        return "interrupted", ""
-    except RunHeld as error:  # by a worker that seems to be dead; it will see that it has lost the run
-        progress.say(str(error))
-        time.sleep(BEAT_SECONDS)
-        return "interrupted", str(error)
+    except (Pruned, Interrupted, KeyboardInterrupt) as error:
+        return _outcome_of_error(error), ""
     except GptlabError as error:
         progress.say(str(error))
-        return "failed", str(error)
+        if isinstance(error, RunHeld):  # by a worker that seems to be dead; it will see that it has lost the run
+            time.sleep(BEAT_SECONDS)
+        return _outcome_of_error(error), str(error)
     except Exception as error:
         progress.say(traceback.format_exc())
         return "failed", f"{type(error).__name__}: {error}"
     return "finished", ""
+
+
+def _outcome_of_error(error: BaseException) -> Outcome:
+    """How a run ended that raised this."""
+    match error:
+        case Pruned():
+            return "pruned"
+        case TrainingStopped():
+            return "diverged"
+        case Interrupted() | KeyboardInterrupt() | RunHeld():
+            return "interrupted"
+    return "failed"
 
 
 def _train(study: StudySettings, item: Item, folder: Path, device: str, progress: LineProgress) -> None:
@@ -110,20 +115,12 @@ def _train_trial(study: StudySettings, item: Item, folder: Path, device: str, pr
     """A trial of a search, which hears of its evaluations and of its end."""
     search = Search(study, folder)
     watching = TrialProgress(progress.file, search, item)
-    outcome: Outcome = "failed"
     try:
         _train_run(study, item, search.drawn(item), folder, device, watching)
-        outcome = "finished"
-    except TrainingStopped as stopped:
-        outcome = "pruned" if isinstance(stopped, Pruned) else "diverged"
+    except BaseException as error:
+        search.end(item, _outcome_of_error(error), None)
         raise
-    except (Interrupted, KeyboardInterrupt):
-        outcome = "interrupted"
-        raise
-    finally:
-        if outcome != "interrupted":
-            score = next(result.score for result in read_results(folder).runs if result.item == item)
-            search.end(item, outcome, score)
+    search.end(item, "finished", read_result(study, item, folder, Claims(folder)).score)
 
 
 def _train_run(
@@ -131,7 +128,7 @@ def _train_run(
 ) -> None:
     recipe = recipe_of(study, item, drawn)
     run = folder / item.name
-    command = shlex.join(["gptlab", "train", str(run / "recipe.toml"), "--runs", str(folder)])
+    command = shlex.join(["gptlab", "train", str(run / RECIPE), "--runs", str(folder)])
     try:
         train_recipe(recipe, runs=folder, device=device, command=command, progress=progress)
     except TrainingStopped:

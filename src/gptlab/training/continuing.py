@@ -9,7 +9,7 @@ from typing import Any
 
 from gptlab.data.batch import steps_per_epoch
 from gptlab.errors import RecipeError, RunError
-from gptlab.run.run import Run
+from gptlab.run.run import RECIPE, Run
 from gptlab.settings import Tree, build, flatten_all, plain
 from gptlab.training.auto import as_chosen
 from gptlab.training.cadence import CLASS_METRICS, Cadence
@@ -45,7 +45,7 @@ def find_run(
         return None, recipe
     folder = runs / recipe.name
     mirror = _mirror(recipe)
-    if (folder / "recipe.toml").exists():
+    if (folder / RECIPE).exists():
         run = Run.open(folder, mirror=mirror, warn=say)
     else:
         restored = Run.restore(folder, mirror, warn=say) if mirror else None
@@ -84,7 +84,7 @@ def _refuse_differences(run: Run, recipe: Recipe, advice: str) -> None:
 def _with_new_keys(recipe: Tree) -> Tree:
     """A run's recipe with the defaults of keys that there were not when it began."""
     try:
-        return plain(build(Recipe, recipe, "recipe.toml"))
+        return plain(build(Recipe, recipe, RECIPE))
     except RecipeError:
         return recipe
 
@@ -105,7 +105,7 @@ def _length_of(recipe: Tree) -> Tree:
 def new_folder(name: str, runs: Path) -> Path:
     """`runs/NAME`, or the first free of NAME-2, NAME-3, … : where a fresh run begins."""
     folder, number = runs / name, 1
-    while (folder / "recipe.toml").exists():
+    while (folder / RECIPE).exists():
         number += 1
         folder = runs / f"{name}-{number}"
     return folder

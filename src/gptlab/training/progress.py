@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, TextIO
 
 from gptlab.evaluation.samples import TextCompletion
-from gptlab.words import duration, perplexity, share, size
+from gptlab.words import aligned, duration, perplexity, share, size
 
 LINE_SECONDS = 10
 """Where there is no terminal a line of a training step is printed at most so often."""
@@ -271,16 +271,8 @@ def _scores_line(event: str, step: int, scores: Mapping[str, float]) -> str:
 
 
 def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if _numeric(rows, i) else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([title, *(f"  {line(cells)}" for cells in [columns, *rows])])
+    lines = aligned([columns, *rows], [_numeric(rows, i) for i in range(len(columns))])
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from gptlab import settings
+from gptlab.catalog import find_file, read_file, shipped, variant_of
 from gptlab.data.corpus import CorpusSettings
 from gptlab.data.dialogues import DialogueSettings
 from gptlab.data.labels import LabelSettings
 from gptlab.data.preferences import PreferenceSettings
-from gptlab.errors import RecipeError, nearest
+from gptlab.errors import RecipeError
 from gptlab.evaluation.samples import SampleSettings
 from gptlab.model.build import SIZES, ModelSettings
 from gptlab.model.lora import LoraSettings
@@ -27,6 +27,7 @@ from gptlab.objectives.distillation import DistillationSettings
 from gptlab.objectives.dpo import DPOSettings
 from gptlab.objectives.language import LanguageSettings
 from gptlab.objectives.reward import RewardSettings
+from gptlab.run.run import RECIPE
 from gptlab.settings import Section, Tree
 from gptlab.text.tokenizer import TokenizerSettings
 from gptlab.training.cadence import CLASS_METRICS, CheckpointSettings, ValidationSettings
@@ -243,15 +244,10 @@ def make_recipe(
 ) -> Recipe:  # fmt: skip
     """`load_recipe` with several variants, one after the other, and changes as values: "section.key" → value."""
     path = find_recipe(str(recipe))
-    tree = settings.read_toml(path)
-    known = _variants(tree.pop("variants", {}), path)
-    tree.setdefault("name", path.stem)
+    tree, known = read_file(path)
     for variant in variants:
-        if variant not in known:
-            there = ", ".join(known) or "none"
-            raise RecipeError(f"{path}: no variant {variant!r}{nearest(variant, list(known))}; there is {there}")
         tree["name"] = f"{tree['name']}-{variant}"
-        tree = _change(tree, dotted(known[variant]))
+        tree = _change(tree, dotted(variant_of(known, variant, path)))
     if data:
         like = _columns(tree.get("data"))
         tree = settings.apply_changes(tree, {"data.sources": [{"path": item, **like} for item in data]})
@@ -270,12 +266,6 @@ def _columns(data: Any) -> Tree:
     sources = data.get("sources") if isinstance(data, dict) and data.get("kind") == "labels" else None
     first = sources[0] if isinstance(sources, list) and sources and isinstance(sources[0], dict) else {}
     return {key: first[key] for key in ("header", "text", "label") if key in first and "hub" not in first}
-
-
-def _variants(variants: Any, path: Path) -> dict[str, Tree]:
-    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
-        raise RecipeError(f'{path}: variants: wanted [variants.NAME] sections of changes: "section.key" = value')
-    return variants
 
 
 def dotted(changes: Mapping[str, Any]) -> Tree:
@@ -311,23 +301,9 @@ def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> Tree:
     return {**{key: value for key, value in first.items() if key not in replaced}, **then}
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that ship, by name."""
-    folder = Path(str(resources.files("gptlab"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
 def find_recipe(name: str) -> Path:
     """The file of a recipe: an existing path, else one that ships."""
     path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    if path.is_dir():
-        raise RecipeError(f"{name} is a folder; a recipe is a TOML file (a run's own is {path / 'recipe.toml'})")
-    known = ", ".join(shipped)
-    raise RecipeError(
-        f"there is no recipe {name!r}{nearest(name, list(shipped))}: no such file, and those that ship are {known}"
-    )
+    if path.is_dir() and name not in shipped("recipe"):
+        raise RecipeError(f"{name} is a folder; a recipe is a TOML file (a run's own is {path / RECIPE})")
+    return find_file("recipe", name)
