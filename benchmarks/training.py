@@ -145,10 +145,11 @@ def add_mfu(result: dict[str, Any], sizes: dict[str, tuple[Shape, int]]) -> None
     from gptlab.device import measure_peak_flops
     from gptlab.model.build import flops_per_token
     from gptlab.model.gpt import GPT
+    from gptlab.model.meta import without_memory
 
     result["peak_flops"] = peak = measure_peak_flops(torch.device("cuda"), torch.bfloat16)
     for name, case in result["cases"].items():
-        with torch.device("meta"):
+        with without_memory():
             work = flops_per_token(GPT(sizes[name][0].ours()))
         for each in case["variants"].values():
             each["mfu"] = each["median"] * work / peak

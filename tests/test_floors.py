@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from gptlab.cli import VERBS
+from gptlab.model.folder import save_model
+from gptlab.model.gpt import GPT, GPTShape
+from gptlab.text.tokenizer import Tokenizer
 
 SRC = Path(__file__).parents[1] / "src"
-ORDER = """environment errors words; settings; device hub; kernels text; data model; run; objectives generation;
+ORDER = """environment errors words; settings; device hub catalog; kernels text; data model; run; objectives generation;
 evaluation; training; planning checks report; studies serving export; lab; __init__; commands; cli"""
 FLOORS = {name: height for height, names in enumerate(ORDER.split(";")) for name in names.split()}
 
@@ -114,6 +117,11 @@ def loaded_after(code: str) -> set[str]:
     return set(result.stdout.rpartition("loaded:")[2].split())
 
 
+def called(*words: str) -> str:
+    """A call of the command line that ends well."""
+    return f"from gptlab.cli import main\ntry: main({list(words)})\nexcept SystemExit as end: assert not end.code"
+
+
 def test_importing_gptlab_does_not_import_torch() -> None:
     assert not loaded_after("import gptlab") & {"torch", "numpy", "pydantic", "matplotlib"}
 
@@ -121,6 +129,13 @@ def test_importing_gptlab_does_not_import_torch() -> None:
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_loads_nothing_heavy(verb: str) -> None:
     """What keeps `--help` under 0.3 s is what it does not load: torch alone takes more than a second."""
-    call = f"main({[*verb.split(), '--help']})"
-    code = f"from gptlab.cli import main\ntry: {call}\nexcept SystemExit as end: assert not end.code"
-    assert not loaded_after(code) & {"torch", "numpy", "pydantic", "matplotlib", "jinja2", "pyarrow"}
+    loaded = loaded_after(called(*verb.split(), "--help"))
+    assert not loaded & {"torch", "numpy", "pydantic", "matplotlib", "jinja2", "pyarrow"}
+
+
+def test_a_model_is_opened_and_writes_without_torchs_compiler(tmp_path: Path) -> None:
+    """torch._dynamo takes as long to load as all the rest."""
+    tokenizer = Tokenizer.train(["to be or not to be"], 260)
+    save_model(GPT(GPTShape(tokenizer.vocab_size, context=8, n_layer=1, n_head=1, n_embd=8)), tmp_path)
+    tokenizer.save(tmp_path)
+    assert "torch._dynamo" not in loaded_after(called("generate", str(tmp_path), "to"))

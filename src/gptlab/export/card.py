@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from gptlab import words
 from gptlab.export.gguf import GGUF_FILE
 from gptlab.export.source import Source
@@ -21,6 +19,7 @@ from gptlab.hub import is_hub_name
 from gptlab.model.build import parameter_count
 from gptlab.model.classifier import new_model
 from gptlab.model.huggingface import read_shape
+from gptlab.model.meta import without_memory
 from gptlab.report import comparison_tables, markdown, pair_tables, tables, tuning_tables
 from gptlab.report.facts import gather
 from gptlab.report.table import Pairs, Table, pairs
@@ -39,7 +38,7 @@ DIALOGUE = (Message("user", "Hello!"), Message("assistant", "Hello. What are you
 def write_card(folder: Path, source: Source, kind: Kind, *, place: str) -> None:
     """Writes README.md into `folder`, where `source` has been exported to; `place` is what it will be loaded by."""
     shape = read_shape(source.base or source.folder)
-    with torch.device("meta"):  # counts without storage
+    with without_memory():
         parameters = parameter_count(new_model(shape, source.labels))
     view = {
         **(_facts(source.run, source.folder) if source.run else {}),

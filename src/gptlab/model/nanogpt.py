@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gptlab.errors import ModelError
 from gptlab.model.gpt import GPT, GPTShape
+from gptlab.model.meta import without_memory
 from gptlab.model.weights import Stored, drain, read_pickle
 
 CHECKPOINT = "ckpt.pt"
@@ -72,6 +73,6 @@ def shape_from_arguments(arguments: Mapping[str, Any]) -> GPTShape:
 
 
 def _zero_biases(shape: GPTShape) -> dict[str, Tensor]:
-    with torch.device("meta"):
+    with without_memory():
         parameters = GPT(shape).named_parameters()
     return {f"transformer.{name}": torch.zeros(p.shape) for name, p in parameters if name.endswith(".bias")}

@@ -25,6 +25,7 @@ from torch.types import Storage
 from gptlab.errors import ModelError
 from gptlab.model.classifier import is_classifier, new_model
 from gptlab.model.gpt import GPT, Block, GPTShape
+from gptlab.model.meta import without_memory
 from gptlab.model.rnn import RNN, RNNShape
 
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -61,7 +62,7 @@ def load_stored(stored: Stored, shape: GPTShape | RNNShape, device: torch.device
     """The stored model on `device` with this shape, which may have fewer positions and more tokens: the new rows begin
     at the mean of the others. It is made without storage and filled tensor by tensor, so its weights are in memory
     once. Errors as `fill`."""
-    with torch.device("meta"):
+    with without_memory():
         model = new_model(shape, stored.labels)
     model.to_empty(device=device)
     if tied(model):
@@ -79,7 +80,7 @@ def fill(model: GPT | RNN, stored: Stored) -> None:
     Where the model has fewer positions or more tokens, the rows that both have. ModelError names everything that is
     missing, unexpected or wrongly shaped.
     """
-    with torch.device("meta"):
+    with without_memory():
         expected = dict(new_model(stored.shape, stored.labels).named_parameters())
     parameters = dict(model.named_parameters())
     missing, wrong = set(expected), []

@@ -15,6 +15,7 @@ from gptlab.errors import CheckpointError, TrainingStopped
 from gptlab.kernels.layers import training_kernels
 from gptlab.kernels.native import kernels
 from gptlab.model.build import flops_per_token
+from gptlab.model.meta import without_memory
 from gptlab.objectives.dpo import DPOObjective
 from gptlab.run.checkpoint import load_state
 from gptlab.run.run import Run
@@ -116,7 +117,7 @@ def train_recipe(
                 recipe, lambda: outline(recipe, vocabulary, start), lesson.outline, len(data.rows), lesson.rows,
                 held_bytes=lesson.held_bytes, device=place, precision=precision, kept=kept.get("micro_batch_size"),
             )  # fmt: skip
-        with torch.device("meta"):
+        with without_memory():
             shapes = outline(recipe, vocabulary, start)
         folder = new_folder(recipe.name, runs) if fresh else runs / recipe.name
         recipe = recipe.model_copy(update={"name": folder.name})  # so that a fresh run can be continued by its name

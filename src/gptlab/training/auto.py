@@ -16,9 +16,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from gptlab.model.build import ModelSettings, build_model, flops_per_token
+from gptlab.model.meta import without_memory
 from gptlab.settings import Tree, apply_changes, build, flatten, plain
 from gptlab.training.recipe import Recipe
 
@@ -77,7 +76,7 @@ def _choice(recipe: Recipe, budget: float, tokens: int, vocab_size: int) -> Tree
             n_layer=depth, n_head=depth, n_embd=64 * depth, context=recipe.model.numbers()["context"],
             tie_head=recipe.model.tie_head,
         )  # fmt: skip
-        with torch.device("meta"):  # shapes without memory
+        with without_memory():
             model = build_model(settings, vocab_size)
         seen = budget / flops_per_token(model)
         blocks = sum(p.numel() for name, p in model.named_parameters() if name.startswith("h."))
