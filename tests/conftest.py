@@ -15,6 +15,8 @@ from gptlab.environment import BEFORE_TORCH
 # As the command line does it: without, tests take three times as long wherever something else runs beside them.
 for _name, _value in BEFORE_TORCH.items():
     os.environ.setdefault(_name, _value)
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONGEST = ("test_readme.py", "test_notebooks.py", "test_curves.py")
