@@ -71,8 +71,11 @@ def test_sigkill_at_any_moment_leaves_whole_folders(tmp_path: Path, keep: int) -
     newest, started = 1, time.perf_counter()
     write_version(tmp_path / f"{newest if keep == 2 else 0:06d}", newest)
     one_save = time.perf_counter() - started
+    context = multiprocessing.get_context("fork")
+    said, begun = context.Pipe(duplex=False)
 
     def save_for_ever() -> None:
+        begun.send(None)
         for version in range(newest + 1, 1_000_000):
             write_version(tmp_path / f"{version if keep == 2 else 0:06d}", version)
             if keep == 2:
@@ -80,8 +83,10 @@ def test_sigkill_at_any_moment_leaves_whole_folders(tmp_path: Path, keep: int) -
 
     generator = random.Random(keep)
     for _ in range(12):
-        child = multiprocessing.get_context("fork").Process(target=save_for_ever)
+        child = context.Process(target=save_for_ever)
         child.start()
+        assert said.poll(60)  # a large process is forked in more time than a save takes
+        said.recv()
         time.sleep(generator.random() * 8 * one_save)
         child.kill()
         child.join()
