@@ -134,7 +134,7 @@ def test_help_loads_nothing_heavy(verb: str) -> None:
 
 
 def test_a_model_is_opened_and_writes_without_torchs_compiler(tmp_path: Path) -> None:
-    """torch._dynamo takes as long to load as all the rest."""
+    """torch._dynamo would be a third of what it loads."""
     tokenizer = Tokenizer.train(["to be or not to be"], 260)
     save_model(GPT(GPTShape(tokenizer.vocab_size, context=8, n_layer=1, n_head=1, n_embd=8)), tmp_path)
     tokenizer.save(tmp_path)

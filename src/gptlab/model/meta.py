@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """What is made inside lies on torch's device "meta", and no normal numbers are drawn for it: torch would import its
-    compiler to draw none, which takes longer than all else that a command loads."""
+    """What is made inside lies on torch's device "meta", and no normal numbers are drawn for it: to draw none there
+    torch imports its compiler, a third of what `gptlab generate` would spend on imports (docs/log.md)."""
     with torch.device("meta"), _Undrawn():
         yield
 
