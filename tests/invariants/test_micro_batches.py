@@ -140,7 +140,7 @@ def test_the_loop_is_the_plain_loop_of_torch():
     matrices = [p for p in plain.parameters() if p.dim() == 2]
     rest = [p for p in plain.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95)
+        [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.999)
     )
     rows = UnevenRows()
     for step in range(STEPS):
