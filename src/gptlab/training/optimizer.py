@@ -32,8 +32,8 @@ class OptimizerSettings(Section):
 
     The second beta is for steps of some thousand tokens, in which a rare one is seen once in hundreds. With 0.95 Adam
     has forgotten by then how large that token's gradient was, and moves its embedding at the full rate by what little
-    the other tokens send it: after 600 steps of 4,096 tokens perplexity was 8 % higher (docs/log.md). For half a million
-    tokens a step 0.95 is GPT-3's.
+    the other tokens send it: after 600 steps of 4,096 tokens perplexity was 8 % higher (docs/log.md). For half a
+    million tokens a step 0.95 is GPT-3's.
 
     Muon (Jordan et al., 2024) takes the weights of the linear layers inside the blocks, at `matrix_learning_rate` (by
     default the same rate: its updates are scaled to AdamW's size, Liu et al., 2025); AdamW takes the rest. LoRA's
