@@ -30,10 +30,9 @@ class OptimizerSettings(Section):
     regularization", 2019), where 0.1 would drown a small one, so by default they have none. `momentum` is SGD's and
     Muon's; `betas` are Adam's and AdamW's.
 
-    The second beta is for steps of some thousand tokens, in which a rare one is seen once in hundreds. With 0.95 Adam
-    has forgotten by then how large that token's gradient was, and moves its embedding at the full rate by what little
-    the other tokens send it: after 600 steps of 4,096 tokens perplexity was 8 % higher (docs/log.md). For half a
-    million tokens a step 0.95 is GPT-3's.
+    The second beta is for steps of some thousand tokens; for half a million 0.95 is GPT-3's. With 0.95 perplexity was
+    8 % higher after 584 steps of 4,096 tokens and 3 % after 1,190 (docs/log.md), probably since Adam forgets between
+    two sights of a rare token how large its gradient was, and meanwhile moves its embedding at the full rate.
 
     Muon (Jordan et al., 2024) takes the weights of the linear layers inside the blocks, at `matrix_learning_rate` (by
     default the same rate: its updates are scaled to AdamW's size, Liu et al., 2025); AdamW takes the rest. LoRA's
